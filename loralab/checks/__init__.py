@@ -1,0 +1,100 @@
+"""How an exercise is checked where the student can see it.
+
+One module a chapter (`ch01`, `ch05` …) holds that chapter's `Exercise` objects and one check
+function for each, named after the exercise's `grade_id`. A check runs the student's answer on
+inputs it shows, and names the *symptom* when the answer is wrong. The help sections of the
+notebooks are generated from the same symptoms, so what a check says and what the help explains
+cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+class WrongAnswer(AssertionError):
+    """An answer that a check does not accept. Shown to the student without a traceback."""
+
+    def __init__(self, exercise: "Exercise", message: str, symptom: "Symptom | None" = None):
+        super().__init__(message)
+        self.exercise, self.symptom = exercise, symptom
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"Not yet: exercise {self.exercise.number} ({self.exercise.grade_id})", str(self)]
+
+
+@dataclass(frozen=True)
+class Symptom:
+    """One typical wrong answer, named by what the student sees.
+
+    `sees`: the heading in the help section and the check's message, in one line.
+    `help`: Markdown that leads to the mistake without giving the answer.
+    """
+
+    sees: str
+    help: str
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """A graded exercise: its name, its rising hints, and its symptoms by key."""
+
+    grade_id: str
+    number: str
+    hints: tuple[str, ...] = ()
+    symptoms: Mapping[str, Symptom] = field(default_factory=dict)
+
+    def wrong(self, message: str, symptom: str | None = None) -> WrongAnswer:
+        """The error to raise for a wrong answer; `symptom` is a key of `symptoms`."""
+        found = self.symptoms[symptom] if symptom else None
+        if found:
+            message = f"{message}\n  {found.sees} (see the help section of this exercise)"
+        return WrongAnswer(self, message, found)
+
+    def expect_number(
+        self,
+        case: str,
+        got: object,
+        expected: float,
+        typical: Mapping[str, float] | None = None,
+        rel_tol: float = 1e-9,
+    ) -> None:
+        """Raise unless `got` equals `expected`.
+
+        `case` is the call as the student would type it. `typical` maps a symptom's key to the
+        number that its mistake gives on this case; the first that matches names the symptom.
+        """
+        try:
+            # A 0-d tensor or array is a number too.
+            number = float(got)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            raise self.wrong(f"{case} should be a number; it gave {type(got).__name__}.") from None
+        if math.isclose(number, expected, rel_tol=rel_tol):
+            return
+        for key, value in (typical or {}).items():
+            if math.isclose(number, value, rel_tol=max(rel_tol, 1e-9)):
+                raise self.wrong(f"{case} gave {_show(number)}.", key)
+        raise self.wrong(f"{case} gave {_show(number)}; expected {_show(expected)}.")
+
+    def passed(self, note: str = "") -> None:
+        """Say that the check passed."""
+        print(f"OK: exercise {self.number} ({self.grade_id}){': ' + note if note else ''}")
+
+
+def _show(number: float) -> str:
+    return f"{number:,.0f}" if float(number).is_integer() else f"{number:,.6g}"
+
+
+def help_markdown(exercise: Exercise) -> str:
+    """The exercise's help as Markdown: hints first, then one entry a symptom."""
+    blocks = [
+        f"<details><summary>Hint {i}</summary>\n\n{hint}\n\n</details>"
+        for i, hint in enumerate(exercise.hints, 1)
+    ]
+    blocks += [
+        f"<details><summary>Help: “{symptom.sees}”</summary>\n\n{symptom.help}\n\n</details>"
+        for symptom in exercise.symptoms.values()
+    ]
+    return "\n\n".join(blocks)
