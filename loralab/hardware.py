@@ -36,3 +36,14 @@ def detect() -> Hardware:
 
     return Hardware("cpu", platform.processor() or platform.machine(), torch.float32,
                     psutil.virtual_memory().total)
+
+
+def describe() -> str:
+    """The hardware in one line, as the chapters print it."""
+    here = detect()
+    gib = here.memory_bytes / 1024**3
+    dtype = str(here.compute_dtype).removeprefix("torch.")
+    import torch
+
+    where = here.name if here.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return f"{where}, {gib:.0f} GiB, compute in {dtype}"

@@ -134,12 +134,32 @@ def peak(model: torch.nn.Module) -> Iterator[Peak]:
         yield found
 
 
+def trainable(model: torch.nn.Module) -> int:
+    """Number of parameters that receive gradients."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
 def training_step_peak(trainer: "Trainer") -> Peak:
     """The peak of one training step (forward, backward, optimizer), in bytes.
 
-    The step uses the trainer's first batch and a learning rate of zero, so that it changes no
-    weight. Gradients and fresh optimizer states are dropped again afterwards.
+    The step has a learning rate of zero: it changes no weight.
     """
+    with peak(trainer.model) as found:
+        _step_without_effect(trainer)
+    trainer.model.zero_grad(set_to_none=True)
+    return found
+
+
+def held_after_step(trainer: "Trainer") -> dict[str, int]:
+    """What model, gradients and optimizer hold after a training step, in bytes by component."""
+    optimizer = _step_without_effect(trainer)
+    bytes_by = held(trainer.model, optimizer)
+    trainer.model.zero_grad(set_to_none=True)
+    return bytes_by
+
+
+def _step_without_effect(trainer: "Trainer") -> torch.optim.Optimizer:
+    """One step of AdamW on the trainer's first batch with a learning rate of zero."""
     model = trainer.model
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -147,11 +167,7 @@ def training_step_peak(trainer: "Trainer") -> Peak:
     was_training = model.training
     model.train()
     model.zero_grad(set_to_none=True)
-    with peak(model) as found:
-        loss = trainer.compute_loss(model, batch)
-        loss.backward()
-        del loss
-        optimizer.step()
-    model.zero_grad(set_to_none=True)
+    trainer.compute_loss(model, batch).backward()
+    optimizer.step()
     model.train(was_training)
-    return found
+    return optimizer
