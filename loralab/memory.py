@@ -649,7 +649,9 @@ def _one_of(name: Any, table: Mapping[str, Any], what: str) -> Any:
     if name not in table:
         import difflib
 
-        near = difflib.get_close_matches(str(name), table, n=3, cutoff=0.3) or list(table)
+        near = list(table)
+        if len(near) > 4:
+            near = difflib.get_close_matches(str(name), near, n=3, cutoff=0.3) or near
         raise CourseError(f"Unknown {what}: {name!r}.", f"Use one of: {', '.join(near)}.")
     return table[name]
 

@@ -77,77 +77,95 @@ def memory_bars(
 ) -> Figure:
     """Stacked bars of memory by component, in GB, one bar for each of `estimates` (name -> it).
 
-    The dashed box above a bar is what the card needs (`memory.on_card`). `published`: rows of
-    `memory.published()`, drawn as numbered markers to the right of the bar of their method.
-    `lesson`: method -> bytes, drawn as a line across that bar.
+    Full fine-tuning has a panel and a scale of its own, or it would flatten the others. The dashed
+    box above a bar is what the card needs (`memory.on_card`). `published`: rows of
+    `memory.published()`, drawn beside the bar of their method, each with the formula at its own
+    settings. `lesson`: method -> bytes, drawn as a line across that bar.
     """
-    wide = 1.0 if published else 0.0
-    figure, axes = plt.subplots(figsize=(8.5 + wide, 5.2))
-    tops = [memory.on_card(e.total) / memory.GB for e in estimates.values()]
-    scale = max(tops + [row["bytes"] / memory.GB for row in published])
-    axes.set_ylim(0, 1.13 * scale)
-    left, bar = (-0.16, 0.5) if published else (0, 0.55)
-    for x, (name, estimate) in enumerate(estimates.items()):
+    full = {name: e for name, e in estimates.items() if e.settings["method"] == "full"}
+    panels = [p for p in (full, {n: e for n, e in estimates.items() if n not in full}) if p]
+    figure, all_axes = plt.subplots(
+        1, len(panels), figsize=(10, 5), squeeze=False, width_ratios=[len(p) for p in panels]
+    )
+    for axes, panel in zip(all_axes[0], panels):
+        _bars(axes, panel, published, lesson or {})
+    all_axes[0][0].set_ylabel("peak memory in GB (10⁹ bytes)")
+    if len(panels) > 1:
+        all_axes[0][1].set_ylabel("GB, on a scale of its own")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    figure.legend(
+        handles=_bar_legend(list(estimates.values()), published, lesson), loc="outside right upper"
+    )
+    return figure
+
+
+def _bars(axes, estimates, published, lesson) -> None:
+    """One panel of `memory_bars`."""
+    width, lane = (0.44, 0.115) if published else (0.6, 0)
+    methods = [e.settings["method"] for e in estimates.values()]
+    shown = [row for row in published if row["method"] in methods]
+    tops = [memory.on_card(e.total) for e in estimates.values()] + [r["bytes"] for r in shown]
+    scale = max(tops) / memory.GB
+    axes.set_ylim(0, 1.14 * scale)
+    for x, (method, estimate) in enumerate(zip(methods, estimates.values())):
         base = 0.0
         for component, size in estimate.components.items():
             axes.bar(
-                x + left, size / memory.GB, bar, bottom=base / memory.GB,
-                color=COLOURS[component], edgecolor="white", linewidth=0.6,
+                x, size / memory.GB, width, bottom=base / memory.GB,
+                color=COLOURS[component], edgecolor="white", linewidth=0.5,
             )  # fmt: skip
             base += size
-        card = memory.on_card(base) / memory.GB
+        base, card = base / memory.GB, memory.on_card(base) / memory.GB
         axes.bar(
-            x + left, card - base / memory.GB, bar, bottom=base / memory.GB,
+            x, card - base, width, bottom=base,
             fill=False, edgecolor=BLACK, linestyle=(0, (3, 2)), linewidth=1,
         )  # fmt: skip
-        axes.text(
-            x + left, card + 0.012 * scale, f"{base / memory.GB:.1f} GB\n(card {card:.1f})",
-            ha="center", va="bottom", fontsize=9,
-        )  # fmt: skip
-        method = estimate.settings["method"]
-        if lesson and method in lesson:
+        said = f"{base:.1f} GB\ncard: {card:.1f}"
+        axes.text(x, card + 0.012 * scale, said, ha="center", va="bottom", fontsize=9)
+        if method in lesson:
             y = lesson[method] / memory.GB
-            axes.plot([x + left - bar / 2 - 0.05, x + left + bar / 2 + 0.05], [y, y], color=BLACK)
-            axes.text(
-                x + left - bar / 2 - 0.06, y, f"lesson\n{y:.0f}", ha="right", va="center", fontsize=8
-            )
-        rows = sorted((r for r in published if r["method"] == method), key=lambda r: r["bytes"])
-        last = -scale
-        for row in rows:
-            y = row["bytes"] / memory.GB
+            axes.plot([x - width / 2 - 0.04, x + width / 2 + 0.04], [y, y], color=BLACK)
+        rows = [row for row in shown if row["method"] == method]
+        for place, row in enumerate(rows):
+            at, y = x + width / 2 + 0.1 + lane * place, row["bytes"] / memory.GB
             lost = row.get("out_of_memory")
+            if row["predicted"]:
+                formula = row["predicted"].total / memory.GB
+                axes.plot([at, at], [formula, y], color=GREY, linewidth=1)
+                axes.plot(at, formula, "_", color=BLACK, markersize=9, markeredgewidth=2)
             axes.plot(
-                x + left + bar / 2 + 0.08, y, "^" if lost else MEMORY_MARKERS[row["memory"]],
-                color="white", markeredgecolor=BLACK, markersize=8, clip_on=False,
+                at, y, "^" if lost else MEMORY_MARKERS[row["memory"]],
+                color="white", markeredgecolor=BLACK, markersize=8,
             )  # fmt: skip
-            last = max(y, last + 0.034 * scale)  # keep the names of close markers apart
-            axes.text(
-                x + left + bar / 2 + 0.14, last, f"{row['id']}  {'> ' if lost else ''}{y:.1f}",
-                va="center", fontsize=8.5,
-            )  # fmt: skip
-    axes.set_xticks(
-        [x + left for x in range(len(estimates))], list(estimates), fontsize=10.5
-    )
-    axes.set_xlim(-0.65, len(estimates) - 0.45)
-    axes.set_ylabel("peak memory in GB (10⁹ bytes)")
-    axes.set_title(title)
-    used = [
-        c for c in memory.LABELS if any(e.components[c] > 0 for e in estimates.values())
-    ]
-    handles = [Patch(color=COLOURS[c], label=memory.LABELS[c]) for c in used]
-    handles.append(
-        Patch(fill=False, edgecolor=BLACK, linestyle="--", label="allocator and CUDA context")
-    )
+            axes.annotate(
+                row["id"], (at, y), (0, 7), textcoords="offset points", ha="center", fontsize=8.5
+            )
+    axes.set_xticks(range(len(estimates)), list(estimates), fontsize=10.5)
+    right = 0.75 if published else 0.5
+    axes.set_xlim(-0.38 if published else -0.5, len(estimates) - 1 + right)
+
+
+def _bar_legend(estimates, published, lesson) -> list[Patch | Line2D]:
+    used = [c for c in memory.LABELS if any(e.components[c] for e in estimates)]
+    handles = [Patch(color=COLOURS[c], label=memory.LABELS[c]) for c in reversed(used)]
+    handles.insert(0, Patch(fill=False, linestyle="--", label="allocator and CUDA context"))
+    if lesson:
+        handles.append(Line2D([], [], color=BLACK, label="what many texts say"))
     kinds = {"out of memory" if r.get("out_of_memory") else r["memory"] for r in published}
     for kind in ("allocated", "reserved", "not stated", "out of memory"):
         if kind in kinds:
-            said = kind if kind == "out of memory" else f"published: {kind}"
+            said = "published: " + (kind if "of" in kind else f"{kind} memory")
+            said = "published: which memory not stated" if kind == "not stated" else said
             handles.append(
                 Line2D([], [], marker=MEMORY_MARKERS.get(kind, "^"), color="none", label=said,
                        markerfacecolor="white", markeredgecolor=BLACK, markersize=8)
             )  # fmt: skip
-    axes.legend(handles=handles, loc="upper right")
-    return figure
+    if published:
+        handles.append(
+            Line2D([], [], marker="_", color="none", markeredgecolor=BLACK, markersize=9,
+                   markeredgewidth=2, label="formula at that run's settings")
+        )  # fmt: skip
+    return handles
 
 
 def memory_by_tokens(model: str, tokens: Sequence[int], **settings: Any) -> Figure:

@@ -34,6 +34,7 @@ except ModuleNotFoundError:
 notebook.start("01")
 
 import math
+import warnings
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
@@ -42,6 +43,9 @@ from transformers import LlamaConfig
 
 from loralab import memory, plots, predictions, quiz
 from loralab.checks import ch01 as check
+
+bnb = memory.bitsandbytes()  # the library of the 4-bit layers
+warnings.filterwarnings("ignore", category=FutureWarning)  # PEFT uses a name that transformers renames
 
 # %% tags=["parameters"]
 MODEL = "llama-2-7b"  # any name in memory.ARCHITECTURES
@@ -53,12 +57,11 @@ SEQ = 512  # tokens in each
 #
 # `memory.describe` builds an architecture on torch's `meta` device: every tensor has a shape, none has data. So Llama-2-7B takes a few seconds and no memory.
 #
-# How many GB are its weights in fp32? Write your guess down first; nobody grades it.
+# How many GB are its weights in fp32? Write your guess into the first line, then run the cell. Nobody grades it.
 
 # %%
 my_fp32_gb = None  # GB
 
-# %%
 arch = memory.describe(MODEL)
 print(f"{arch.name}: {arch.parameters:,} parameters, {arch.parameters * 4:,} bytes in fp32")
 predictions.compare("weights in fp32", my_fp32_gb, arch.parameters * 4 / 10**9, "GB")
@@ -233,7 +236,6 @@ check.lora_state_bytes(lora_state_bytes)
 my_nf4_gb = None  # GB
 
 # %%
-bnb = memory.bitsandbytes()
 for double_quant in (False, True):
     layer = bnb.nn.Linear4bit(256, 688, bias=False, quant_type="nf4", compress_statistics=double_quant)
     layer = layer.to("cpu")  # this is the moment at which it is quantised
@@ -292,16 +294,15 @@ predictions.compare("weights of the quantised model", my_nf4_gb, nf4 / 10**9, "G
 #
 # So far nothing depended on the data. But backward needs what forward computed, so autograd keeps it: the **activations**. They grow with the tokens in a batch. **Checkpointing** keeps only each block's input, and computes the rest again during backward.
 #
-# For the small model on 4 × 64 tokens, how many times the bytes of its weights does autograd keep? The measurement adds up the tensors that it saves.
+# For the small model on 4 × 64 tokens, how many times the bytes of its weights does autograd keep? Again, guess in the first line. The measurement adds up the tensors that autograd saves.
 
 # %%
 my_activation_multiple = None  # times the bytes of the weights
 
-# %%
 model = memory.build(SMALL, device="cpu", dtype="fp32").train()
 for checkpointing in (False, True):
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     measured = memory.saved_for_backward(model, batch=4, seq=64)
     formula = memory.activation_bytes(memory.describe(SMALL), 4 * 64, "full",
                                       compute=torch.float32, checkpointing=checkpointing)[0]
@@ -316,7 +317,7 @@ plt.show()
 # %% [markdown]
 # *Alt text: line chart of memory in GB against tokens in a batch, for full fine-tuning, LoRA and QLoRA. Without checkpointing all three rise steeply beyond 2,048 tokens, LoRA and QLoRA the most; with checkpointing they stay nearly flat.*
 #
-# The formula counts blocks; the measured rest is the last norm and the position tables. LoRA and QLoRA have the same activations: quantised weights do not make them smaller, and fp32 adapters on a bf16 model even make them larger than in full fine-tuning, because each adapter keeps an fp32 copy of its input.
+# The formula counts blocks. The rest that was measured belongs to the last norm, the head's input and the position tables. LoRA and QLoRA have the same activations: quantised weights do not make them smaller, and fp32 adapters on a bf16 model even make them larger than in full fine-tuning, because each adapter keeps an fp32 copy of its input.
 #
 # There is one more large item: the **logits**, tokens × vocabulary. transformers' loss holds about 14 bytes for each in bf16. TRL's trainer never builds them.
 #
@@ -370,9 +371,9 @@ plots.memory_bars(estimates, rows, lesson=check.LESSON, title=f"{MODEL}, bf16, A
 plt.show()
 
 # %% [markdown]
-# *Alt text: stacked bars of memory by component for full fine-tuning, LoRA and QLoRA; with one sequence of 512 tokens they are 54, 14 and 5 GB, beside lines at the table's 56, 16 and 6. Markers show ten published measurements: 20 to over 80 GB for full fine-tuning, 16 to 21 for LoRA, 6 to 14 for QLoRA.*
+# *Alt text: stacked bars of memory by component; with one sequence of 512 tokens full fine-tuning takes 54 GB, LoRA 14, QLoRA 5, beside lines at the table's 56, 16 and 6. Ten published measurements lie at 20 to over 80 GB for full fine-tuning, 16 to 21 for LoRA, 6 to 14 for QLoRA; a dash below each marker shows the formula at that run's settings.*
 #
-# The bars hold for one setting, each marker for its own. Compare them at *its* settings:
+# The bars hold for one setting, each marker for its own. Here are those settings:
 
 # %%
 for row in rows:
@@ -383,7 +384,7 @@ for row in rows:
 # %% [markdown]
 # What explains the differences? *Reserved* memory (L1) is more than *allocated*. LitGPT (L2, L3) is another implementation. LLaMA-Factory's whole numbers (Q3, Q4) fit the dashed boxes: what the card shows. torchtune's QLoRA (Q2) reached 9.13 GB while *loading*, before any training. Q1 is 3.5 GB above the formula, and its source does not say why. F1 and F2 are less than weights, gradients and states in bf16 can be, so their optimizer can't be plain AdamW.
 #
-# Move the sliders. What makes QLoRA larger than LoRA on a short batch?
+# Move the sliders. With checkpointing off, at how many tokens does QLoRA need more than LoRA does with it?
 
 # %%
 def draw(batch=BATCH, seq=SEQ, rank=8, checkpointing=True):
@@ -439,8 +440,7 @@ plt.show()
 # *Alt text: grid of models by card size for 4 × 1,024 tokens. A 7B model fits 16 GiB with QLoRA and checkpointing, 24 GiB with LoRA and checkpointing, 80 GiB in full with checkpointing, and 8 GiB not at all.*
 #
 # > **In short.** Compare 1.1 × total + 1 GiB with the card, in GiB, activations included. "The weights fit" answers another question.
-
-# %% [markdown]
+#
 # ## Self-check
 #
 # Five questions. Every option explains itself when you choose it.
