@@ -140,7 +140,9 @@ class Architecture:
         return self.parameters - self.quantisable
 
 
-def build(model: str | Any, *, device: str = "meta", dtype: str | torch.dtype = "fp32") -> nn.Module:
+def build(
+    model: str | Any, *, device: str = "meta", dtype: str | torch.dtype = "fp32"
+) -> nn.Module:
     """The model with untrained weights; on `meta` (the default) with no weights at all.
 
     `model`: a name in `ARCHITECTURES` or a transformers configuration.
@@ -635,7 +637,19 @@ def published() -> list[dict[str, Any]]:
     Every row gains "predicted": the `Estimate` at the row's settings, or None where the source
     does not state enough of them.
     """
-    rows = json.loads((RECORDED / "published_7b.json").read_text(encoding="utf-8"))["rows"]
+    return _recorded("rows")
+
+
+def fully_stated_runs() -> list[dict[str, Any]]:
+    """Six runs of smaller models whose every setting is known, with allocated and reserved peaks.
+
+    `allocated_gib`, `reserved_gib`, and "predicted" as in `published`.
+    """
+    return _recorded("allocated_and_reserved")
+
+
+def _recorded(which: str) -> list[dict[str, Any]]:
+    rows = json.loads((RECORDED / "published_7b.json").read_text(encoding="utf-8"))[which]
     for row in rows:
         stated = row["settings"]
         row["predicted"] = estimate(row["model"], row["method"], **stated) if stated else None

@@ -1,8 +1,7 @@
-"""The memory formulas against what is really held: models, optimizers, bitsandbytes, published runs."""
+"""The memory formulas against what is held: models, optimizers, bitsandbytes, published runs."""
 
 from __future__ import annotations
 
-import json
 import warnings
 
 import pytest
@@ -11,7 +10,6 @@ from transformers import GPT2Config, LlamaConfig
 
 from loralab import memory
 from loralab.errors import CourseError
-from loralab.paths import RECORDED
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -261,22 +259,19 @@ def test_loss_and_recomputed_block_are_never_both_counted():
 
 # --- published measurements ----------------------------------------------------------------------
 
-RECORD = json.loads((RECORDED / "published_7b.json").read_text(encoding="utf-8"))
+RUNS = memory.fully_stated_runs()
 
 
-@pytest.mark.parametrize("row", RECORD["allocated_and_reserved"], ids=lambda r: f"{r['model']}-{r['method']}-{r['settings']['seq']}")
-def test_fully_stated_runs_are_predicted_within_one_per_cent(row):
+@pytest.mark.parametrize("run", RUNS, ids=lambda r: f"{r['model']}-{r['settings']['seq']}")
+def test_fully_stated_runs_are_predicted_within_one_per_cent(run):
     """RTX 4080, allocated memory. No coefficient was fitted to these."""
-    predicted = memory.estimate(
-        row["model"], row["method"], **row["settings"], rank=16, optimizer="adamw_8bit",
-        targets=["q_proj", "k_proj", "v_proj", "o_proj"],
-    )  # fmt: skip
-    assert predicted.total / memory.GiB == pytest.approx(row["allocated_gib"], rel=0.01)
-    assert memory.on_card(predicted.total) > row["reserved_gib"] * memory.GiB
+    predicted = run["predicted"].total
+    assert predicted / memory.GiB == pytest.approx(run["allocated_gib"], rel=0.01)
+    assert memory.on_card(predicted) > run["reserved_gib"] * memory.GiB
 
 
 def test_what_the_text_says_about_reserved_memory():
-    ratios = [r["reserved_gib"] / r["allocated_gib"] for r in RECORD["allocated_and_reserved"]]
+    ratios = [run["reserved_gib"] / run["allocated_gib"] for run in RUNS]
     assert [round(x, 2) for x in (min(ratios), max(ratios))] == [1.04, 1.25]
     assert round(sum(ratios) / len(ratios), 2) == 1.11
 
@@ -309,7 +304,8 @@ def test_total_is_the_sum_and_the_table_shows_every_component():
 
 def test_dtypes_of_unquantised_parts_adapters_and_compute_are_separate():
     cpu = memory.estimate("smollm2-135m", "qlora", dtype="fp32", adapter_dtype="fp32", seq=64)
-    gpu = memory.estimate("smollm2-135m", "qlora", dtype=torch.bfloat16, adapter_dtype="bf16", seq=64)
+    bf16 = dict(dtype=torch.bfloat16, adapter_dtype="bf16")
+    gpu = memory.estimate("smollm2-135m", "qlora", **bf16, seq=64)
     assert cpu.weights == 2 * gpu.weights and cpu.adapters == 2 * gpu.adapters
     assert cpu.weights_4bit == gpu.weights_4bit and cpu.trainable == gpu.trainable == 2_442_240
     half = memory.estimate("smollm2-135m", "qlora", dtype="fp32", compute_dtype="bf16", seq=64)

@@ -224,13 +224,14 @@ Typical = Iterable[tuple[str, float]]
 
 
 def _expect(exercise: Exercise, case: str, got: object, expected: float, typical: Typical) -> None:
-    """`expect_number`, where several numbers may stand for one symptom; the first match names it."""
+    """`expect_number`, where several numbers may stand for one symptom; the first match counts."""
     named = {}
     for key, value in typical:
         if not math.isclose(value, expected, rel_tol=1e-9):
             named.setdefault(value, key)
     try:
-        near = [v for v in named if math.isclose(float(got), v, rel_tol=1e-9)]  # type: ignore[arg-type]
+        number = float(got)  # type: ignore[arg-type]
+        near = [value for value in named if math.isclose(number, value, rel_tol=1e-9)]
     except (TypeError, ValueError):
         near = []
     exercise.expect_number(case, got, expected, {named[v]: v for v in near[:1]})
@@ -479,7 +480,8 @@ def table_settings(answer: Callable[[], dict[str, tuple[dict, dict]]]) -> None:
                 said = str(error).split("estimate() ")[-1]
                 raise exercise.wrong(f"{method}: {said}") from None
         if not math.isclose(totals[0], target, rel_tol=0.10):
-            said = f"{method}: {totals[0] / 1e9:.1f} GB is not within 10 % of {target / 1e9:.0f} GB."
+            found, wanted = f"{totals[0] / 1e9:.1f} GB", f"{target / 1e9:.0f} GB"
+            said = f"{method}: {found} is not within 10 % of {wanted}."
             twice = method == "full" and math.isclose(totals[0], 2 * target, rel_tol=0.10)
             raise exercise.wrong(said, "sixteen" if twice else None)
         changed = _changed(holds, breaks)
@@ -499,8 +501,11 @@ def _changed(one: dict, other: dict) -> set[str]:
 
     signature = inspect.signature(memory.estimate)
     default = {name: p.default for name, p in signature.parameters.items()}
-    names = one.keys() | other.keys()
-    return {name for name in names if one.get(name, default[name]) != other.get(name, default[name])}
+    return {
+        name
+        for name in one.keys() | other.keys()
+        if one.get(name, default[name]) != other.get(name, default[name])
+    }
 
 
 # --- 1.6 -----------------------------------------------------------------------------------------
