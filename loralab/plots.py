@@ -105,6 +105,7 @@ def _bars(axes, estimates, published, lesson) -> None:
     methods = [e.settings["method"] for e in estimates.values()]
     shown = [row for row in published if row["method"] in methods]
     tops = [memory.on_card(e.total) for e in estimates.values()] + [r["bytes"] for r in shown]
+    tops += [lesson[method] for method in methods if method in lesson]
     scale = max(tops) / memory.GB
     axes.set_ylim(0, 1.14 * scale)
     for x, (method, estimate) in enumerate(zip(methods, estimates.values())):
@@ -140,7 +141,7 @@ def _bars(axes, estimates, published, lesson) -> None:
             axes.annotate(
                 row["id"], (at, y), (0, 7), textcoords="offset points", ha="center", fontsize=8.5
             )
-    axes.set_xticks(range(len(estimates)), list(estimates), fontsize=10.5)
+    axes.set_xticks(range(len(estimates)), list(estimates))
     right = 0.75 if published else 0.5
     axes.set_xlim(-0.38 if published else -0.5, len(estimates) - 1 + right)
 

@@ -108,7 +108,7 @@ check.weight_bytes(weight_bytes, in_gb, in_gib)
 # %% [markdown]
 # ## 2. Full fine-tuning
 #
-# A widespread sum goes: full fine-tuning stores the model, its gradients (as large as the model) and Adam's state (twice the model), "about 3× the model".
+# A widespread sum goes: full fine-tuning stores the model, its gradients (as large as the model) and Adam's state (twice the model: a running mean of every gradient, its first **moment**, and one of its square), "about 3× the model".
 #
 # Below, a small Llama is trained for one real step in fp32, and every tensor it then holds is counted. How many times the weights will it be?
 
@@ -129,7 +129,8 @@ def one_step(model):
 
 held = one_step(memory.build(SMALL, device="cpu", dtype="fp32"))
 for component, size in held.items():
-    print(f"{component:13}{size:12,} bytes {size / held['weights']:6.3f} × weights")
+    if size:
+        print(f"{component:10}{size:12,} bytes {size / held['weights']:6.3f} × weights")
 predictions.compare("all of it", my_multiple, sum(held.values()) / held["weights"], "× weights")
 
 # %% [markdown]
@@ -178,7 +179,7 @@ check.training_state_bytes(training_state_bytes)
 # %% [markdown]
 # ## 3. LoRA
 #
-# LoRA freezes the model and trains small adapters beside its linear layers (chapter 02 builds one). Wrap the same small model with PEFT at rank 8 and take the same step. How many times the frozen weights will everything be now?
+# LoRA freezes the model and trains small **adapters** beside its linear layers (chapter 02 builds one). Their size is set by a number called rank. Wrap the same small model with PEFT at rank 8 and take the same step. How many times the frozen weights will everything be now?
 
 # %%
 my_lora_multiple = None  # times the bytes of the weights
@@ -189,11 +190,13 @@ from peft import LoraConfig, get_peft_model
 wrapped = get_peft_model(memory.build(SMALL, device="cpu", dtype="fp32"),
                          LoraConfig(r=8, target_modules="all-linear"))
 lora_held = one_step(wrapped)
+frozen = lora_held["weights"]
 for component, size in lora_held.items():
-    print(f"{component:13}{size:12,} bytes {size / lora_held['weights']:6.3f} × weights")
+    if size:
+        print(f"{component:10}{size:12,} bytes {size / frozen:6.3f} × weights")
 without_grad = sum(p.grad is None for p in wrapped.parameters())
 print(f"{without_grad} of {len(list(wrapped.parameters()))} tensors have no .grad")
-predictions.compare("all of it", my_lora_multiple, sum(lora_held.values()) / lora_held["weights"], "× weights")
+predictions.compare("all of it", my_lora_multiple, sum(lora_held.values()) / frozen, "× weights")
 
 # %% [markdown]
 # Gradients and moments are now multiples of the *adapters*. They weigh a lot beside this small model; beside a 7B model the same rank is 0.3 %.
@@ -230,14 +233,15 @@ check.lora_state_bytes(lora_state_bytes)
 # %% [markdown]
 # ## 4. QLoRA
 #
-# QLoRA shrinks that 1×: the frozen weights are stored in 4 bits (NF4). Half a byte times 6.74 billion is 3.37 GB. Will the quantised Llama-2-7B be exactly that? Guess its weights in GB, with double quantisation and bf16 for whatever is not quantised.
+# QLoRA shrinks that 1×: the frozen weights are stored in 4 bits each, in a format called NF4 (chapter 04 builds it). Half a byte times 6.74 billion is 3.37 GB. Will the quantised Llama-2-7B be exactly that? Guess its weights in GB, with bf16 for whatever is not quantised, and with **double quantisation**, which you will see at work below.
 
 # %%
 my_nf4_gb = None  # GB
 
 # %%
 for double_quant in (False, True):
-    layer = bnb.nn.Linear4bit(256, 688, bias=False, quant_type="nf4", compress_statistics=double_quant)
+    layer = bnb.nn.Linear4bit(256, 688, bias=False, quant_type="nf4",
+                              compress_statistics=double_quant)
     layer = layer.to("cpu")  # this is the moment at which it is quantised
     print(f"\ndouble quantisation {double_quant}: 256 × 688 = {256 * 688:,} weights")
     for name, tensor in {"codes": layer.weight.data, **memory.constants_of(layer)}.items():
@@ -308,7 +312,8 @@ for checkpointing in (False, True):
                                       compute=torch.float32, checkpointing=checkpointing)[0]
     print(f"checkpointing {checkpointing}: saved {measured:,} bytes, formula {formula:,}")
     if not checkpointing:
-        predictions.compare("activations", my_activation_multiple, measured / held["weights"], "× weights")
+        multiple = measured / held["weights"]
+        predictions.compare("activations", my_activation_multiple, multiple, "× weights")
 
 # %%
 plots.memory_by_tokens(MODEL, [256, 512, 1024, 2048, 4096, 8192])
@@ -319,7 +324,7 @@ plt.show()
 #
 # The formula counts blocks. The rest that was measured belongs to the last norm, the head's input and the position tables. LoRA and QLoRA have the same activations: quantised weights do not make them smaller, and fp32 adapters on a bf16 model even make them larger than in full fine-tuning, because each adapter keeps an fp32 copy of its input.
 #
-# There is one more large item: the **logits**, tokens × vocabulary. transformers' loss holds about 14 bytes for each in bf16. TRL's trainer never builds them.
+# There is one more large item: the **logits**, a score for every word of the vocabulary at every token. transformers' loss holds about 14 bytes for each in bf16. TRL's trainer never builds them.
 #
 # > **In short.** Static bytes come from the model; activations from tokens × layers × width. Checkpointing makes them small, for one more forward pass.
 
@@ -366,8 +371,9 @@ check.table_settings(table_settings)
 
 # %%
 rows = memory.published()
-estimates = {plots.METHOD_NAMES[m]: memory.estimate(MODEL, m, batch=BATCH, seq=SEQ) for m in memory.METHODS}
-plots.memory_bars(estimates, rows, lesson=check.LESSON, title=f"{MODEL}, bf16, AdamW, rank 8, {BATCH} × {SEQ} tokens, checkpointing")
+bars = {plots.METHOD_NAMES[m]: memory.estimate(MODEL, m, batch=BATCH, seq=SEQ) for m in memory.METHODS}
+title = f"{MODEL}: bf16, AdamW, rank 8, {BATCH} × {SEQ} tokens, checkpointing"
+plots.memory_bars(bars, rows, lesson=check.LESSON, title=title)
 plt.show()
 
 # %% [markdown]
@@ -377,10 +383,11 @@ plt.show()
 
 # %%
 for row in rows:
-    formula = f"{row['predicted'].total / 1e9:.1f} GB" if row["predicted"] else "too little is stated"
-    print(f"{row['id']}  {row['model']}, {row['method']}: {row['reported']} ({row['memory']}); formula: {formula}\n"
-          f"    {row['said']}\n    {row['source']}")
-worst = max(abs(run["predicted"].total / 2**30 / run["allocated_gib"] - 1) for run in memory.fully_stated_runs())
+    formula = f"{row['predicted'].total / 1e9:.1f} GB" if row["predicted"] else "too little stated"
+    print(f"{row['id']}  {row['model']}, {row['method']}: {row['reported']} ({row['memory']}), "
+          f"formula: {formula}\n    {row['said']}\n    {row['source']}")
+worst = max(abs(run["predicted"].total / 2**30 / run["allocated_gib"] - 1)
+            for run in memory.fully_stated_runs())
 print(f"\nSix runs on an RTX 4080 with every setting stated (allocated): within {worst:.1%}")
 
 # %% [markdown]
@@ -392,7 +399,8 @@ print(f"\nSix runs on an RTX 4080 with every setting stated (allocated): within 
 def draw(batch=4, seq=1024, rank=8, checkpointing=False):
     shared = dict(batch=batch, seq=seq, rank=rank, checkpointing=checkpointing)
     bars = {plots.METHOD_NAMES[m]: memory.estimate(MODEL, m, **shared) for m in memory.METHODS}
-    plots.memory_bars(bars, title=f"{MODEL}: {batch} × {seq} tokens, rank {rank}")
+    title = f"{MODEL}: {batch} × {seq} tokens, rank {rank}, checkpointing {checkpointing}"
+    plots.memory_bars(bars, title=title)
     plt.show()
 
 draw()
@@ -435,8 +443,8 @@ check.cheapest_fit(cheapest_fit)
 # %% [markdown] help="cheapest_fit"
 
 # %%
-plots.fit_grid(cheapest_fit, ["smollm2-135m", "llama-3.2-1b", "llama-3.2-3b", "llama-2-7b", "llama-3.1-8b", "llama-2-13b"],
-               check.GPU_SIZES, batch=4, seq=1024)
+models = ["smollm2-135m", "llama-3.2-1b", "llama-3.2-3b", "llama-2-7b", "llama-3.1-8b", "llama-2-13b"]
+plots.fit_grid(cheapest_fit, models, check.GPU_SIZES, batch=4, seq=1024)
 plt.show()
 
 # %% [markdown]
