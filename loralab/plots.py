@@ -1,0 +1,229 @@
+"""The course's one figure style, its colours, and the figures that chapters share.
+
+Figure functions return the Figure and leave showing it to the notebook. Colours are Okabe and
+Ito's, which people with any common colour blindness can tell apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from loralab import memory
+
+ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
+BLUE, VERMILION, PURPLE, BLACK, GREY = "#0072B2", "#D55E00", "#CC79A7", "#000000", "#8A8A8A"
+
+# Component of memory, and method, by name.
+COLOURS = {
+    "weights": BLUE,
+    "weights_4bit": SKY,
+    "constants": BLACK,
+    "master": GREY,
+    "adapters": YELLOW,
+    "gradients": VERMILION,
+    "optimizer": ORANGE,
+    "activations": GREEN,
+    "temporary": PURPLE,
+    "full": BLUE,
+    "lora": ORANGE,
+    "qlora": GREEN,
+}
+METHOD_NAMES = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
+# What a published number measured, by the marker that stands for it.
+MEMORY_MARKERS = {"allocated": "o", "reserved": "s", "not stated": "D"}
+
+
+def use_style() -> None:
+    """Set matplotlib's defaults to the course's style, for every figure made afterwards."""
+    plt.rcParams.update(
+        {
+            "figure.figsize": (8, 4.5),
+            "figure.dpi": 100,
+            "savefig.dpi": 150,
+            "figure.constrained_layout.use": True,
+            "font.size": 10,
+            "axes.titlesize": 11,
+            "axes.titleweight": "bold",
+            "axes.titlelocation": "left",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.grid.axis": "y",
+            "axes.axisbelow": True,
+            "grid.color": "#DDDDDD",
+            "grid.linewidth": 0.8,
+            "lines.linewidth": 2,
+            "legend.frameon": False,
+            "legend.fontsize": 9,
+            "axes.prop_cycle": plt.cycler(
+                color=[BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK]
+            ),
+        }
+    )
+
+
+def memory_bars(
+    estimates: Mapping[str, memory.Estimate],
+    published: Sequence[Mapping[str, Any]] = (),
+    *,
+    title: str = "",
+    lesson: Mapping[str, float] | None = None,
+) -> Figure:
+    """Stacked bars of memory by component, in GB, one bar for each of `estimates` (name -> it).
+
+    Full fine-tuning has a panel and a scale of its own, or it would flatten the others. The dashed
+    box above a bar is what the card needs (`memory.on_card`). `published`: rows of
+    `memory.published()`, drawn beside the bar of their method, each with the formula at its own
+    settings. `lesson`: method -> bytes, drawn as a line across that bar.
+    """
+    full = {name: e for name, e in estimates.items() if e.settings["method"] == "full"}
+    panels = [p for p in (full, {n: e for n, e in estimates.items() if n not in full}) if p]
+    figure, all_axes = plt.subplots(
+        1, len(panels), figsize=(10, 5), squeeze=False, width_ratios=[len(p) for p in panels]
+    )
+    for axes, panel in zip(all_axes[0], panels):
+        _bars(axes, panel, published, lesson or {})
+    all_axes[0][0].set_ylabel("peak memory in GB (10⁹ bytes)")
+    if len(panels) > 1:
+        all_axes[0][1].set_ylabel("GB, on a scale of its own")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    figure.legend(
+        handles=_bar_legend(list(estimates.values()), published, lesson), loc="outside right upper"
+    )
+    return figure
+
+
+def _bars(axes, estimates, published, lesson) -> None:
+    """One panel of `memory_bars`."""
+    width, lane = (0.44, 0.115) if published else (0.6, 0)
+    methods = [e.settings["method"] for e in estimates.values()]
+    shown = [row for row in published if row["method"] in methods]
+    tops = [memory.on_card(e.total) for e in estimates.values()] + [r["bytes"] for r in shown]
+    tops += [lesson[method] for method in methods if method in lesson]
+    scale = max(tops) / memory.GB
+    axes.set_ylim(0, 1.14 * scale)
+    for x, (method, estimate) in enumerate(zip(methods, estimates.values())):
+        base = 0.0
+        for component, size in estimate.components.items():
+            axes.bar(
+                x, size / memory.GB, width, bottom=base / memory.GB,
+                color=COLOURS[component], edgecolor="white", linewidth=0.5,
+            )  # fmt: skip
+            base += size
+        base, card = base / memory.GB, memory.on_card(base) / memory.GB
+        axes.bar(
+            x, card - base, width, bottom=base,
+            fill=False, edgecolor=BLACK, linestyle=(0, (3, 2)), linewidth=1,
+        )  # fmt: skip
+        said = f"{base:.1f} GB\ncard: {card:.1f}"
+        axes.text(x, card + 0.012 * scale, said, ha="center", va="bottom", fontsize=9)
+        if method in lesson:
+            y = lesson[method] / memory.GB
+            axes.plot([x - width / 2 - 0.04, x + width / 2 + 0.04], [y, y], color=BLACK)
+        rows = [row for row in shown if row["method"] == method]
+        for place, row in enumerate(rows):
+            at, y = x + width / 2 + 0.1 + lane * place, row["bytes"] / memory.GB
+            lost = row.get("out_of_memory")
+            if row["predicted"]:
+                formula = row["predicted"].total / memory.GB
+                axes.plot([at, at], [formula, y], color=GREY, linewidth=1)
+                axes.plot(at, formula, "_", color=BLACK, markersize=9, markeredgewidth=2)
+            axes.plot(
+                at, y, "^" if lost else MEMORY_MARKERS[row["memory"]],
+                color="white", markeredgecolor=BLACK, markersize=8,
+            )  # fmt: skip
+            axes.annotate(
+                row["id"], (at, y), (0, 7), textcoords="offset points", ha="center", fontsize=8.5
+            )
+    axes.set_xticks(range(len(estimates)), list(estimates))
+    right = 0.75 if published else 0.5
+    axes.set_xlim(-0.38 if published else -0.5, len(estimates) - 1 + right)
+
+
+def _bar_legend(estimates, published, lesson) -> list[Patch | Line2D]:
+    used = [c for c in memory.LABELS if any(e.components[c] for e in estimates)]
+    handles = [Patch(color=COLOURS[c], label=memory.LABELS[c]) for c in reversed(used)]
+    handles.insert(0, Patch(fill=False, linestyle="--", label="allocator and CUDA context"))
+    if lesson:
+        handles.append(Line2D([], [], color=BLACK, label="what many texts say"))
+    kinds = {"out of memory" if r.get("out_of_memory") else r["memory"] for r in published}
+    for kind in ("allocated", "reserved", "not stated", "out of memory"):
+        if kind in kinds:
+            said = "published: " + (kind if "of" in kind else f"{kind} memory")
+            said = "published: which memory not stated" if kind == "not stated" else said
+            handles.append(
+                Line2D([], [], marker=MEMORY_MARKERS.get(kind, "^"), color="none", label=said,
+                       markerfacecolor="white", markeredgecolor=BLACK, markersize=8)
+            )  # fmt: skip
+    if published:
+        handles.append(
+            Line2D([], [], marker="_", color="none", markeredgecolor=BLACK, markersize=9,
+                   markeredgewidth=2, label="formula at that run's settings")
+        )  # fmt: skip
+    return handles
+
+
+def memory_by_tokens(model: str, tokens: Sequence[int], **settings: Any) -> Figure:
+    """Memory of the three methods against tokens in a batch, with and without checkpointing."""
+    figure, axes = plt.subplots()
+    for method in memory.METHODS:
+        for checkpointing, line in ((False, "-"), (True, "--")):
+            sizes = [
+                memory.estimate(model, method, seq=n, checkpointing=checkpointing, **settings).total
+                for n in tokens
+            ]
+            axes.plot(
+                tokens, [size / memory.GB for size in sizes], line, color=COLOURS[method],
+                label=METHOD_NAMES[method] + (", checkpointing" if checkpointing else ""),
+            )  # fmt: skip
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(tokens, [f"{n:,}" for n in tokens])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("tokens in a batch (batch size × length)")
+    axes.set_ylabel("memory in GB (10⁹ bytes)")
+    axes.set_title(f"What grows with the batch: {model}")
+    axes.legend(loc="upper left", ncols=1)
+    return figure
+
+
+def fit_grid(
+    choose: Callable[[int, str, int, int], tuple[str, bool] | None],
+    models: Sequence[str],
+    gpus: Sequence[int],
+    *,
+    batch: int,
+    seq: int,
+) -> Figure:
+    """Which option fits: one row for each model, one column for each card size in GiB."""
+    figure, axes = plt.subplots(figsize=(8, 0.62 * len(models) + 1.3))
+    for y, model in enumerate(models):
+        for x, gpu in enumerate(gpus):
+            found = choose(gpu, model, batch, seq)
+            method, checkpointing = found if found else (None, False)
+            said = METHOD_NAMES[method].replace(" fine-tuning", "") if found else "–"
+            axes.add_patch(
+                plt.Rectangle(
+                    (x - 0.48, y - 0.46), 0.96, 0.92, alpha=0.35,
+                    color=COLOURS[method] if found else "#E0E0E0", linewidth=0,
+                )
+            )  # fmt: skip
+            axes.text(
+                x, y, said + ("\n+ checkpointing" if checkpointing else ""),
+                ha="center", va="center", fontsize=9,
+            )  # fmt: skip
+    axes.set_xticks(range(len(gpus)), [f"{gpu} GiB" for gpu in gpus])
+    axes.set_yticks(range(len(models)), models)
+    axes.set_xlim(-0.5, len(gpus) - 0.5)
+    axes.set_ylim(len(models) - 0.5, -0.5)
+    axes.grid(False)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("size of the card")
+    axes.set_title(f"The first option that fits: batch {batch} × {seq:,} tokens")
+    return figure
