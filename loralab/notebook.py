@@ -85,21 +85,20 @@ def explain(error: BaseException, chapter: str, names: Iterable[str] = ()) -> li
 def _explain_name(error: NameError, chapter: str, names: Iterable[str]) -> list[str]:
     name = error.name or ""
     where = _line_of(error)
-    lines = [f"`{name}` does not exist yet{where}."]
     heading = made_under(name, chapter)
     if heading is not None:
         under = f", under “{heading}”" if heading else ""
-        lines.append(
+        return [
+            f"`{name}` does not exist yet{where}.",
             f"→ A cell of this chapter makes it{under}: run the cells above first, in order "
-            "(Run ▸ Run All Above Selected Cell)."
-        )
-        return lines
+            "(Run ▸ Run All Above Selected Cell).",
+        ]
     near = difflib.get_close_matches(name, [n for n in names if not n.startswith("_")], n=1)
     if near:
-        lines.append(f"→ Did you mean `{near[0]}`? If not: run the cells above first, in order.")
+        remedy = f"→ Did you mean `{near[0]}`? If not: run the cells above first, in order."
     else:
-        lines.append("→ Check its spelling; if a cell above makes it, run the cells above first.")
-    return lines
+        remedy = "→ Check its spelling; if a cell above makes it, run the cells above first."
+    return [f"`{name}` does not exist{where}.", remedy]
 
 
 def made_under(name: str, chapter: str) -> str | None:
