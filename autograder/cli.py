@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 app = typer.Typer(
     help="Build, run and grade the course's notebooks.",
@@ -20,11 +22,6 @@ Chapters = Annotated[
     list[str] | None,
     typer.Argument(metavar="[CHAPTER]...", help="01, or 01_memory_math; all if none is named."),
 ]
-
-
-@app.callback()
-def _group() -> None:
-    """Keeps `release` a subcommand however many commands there are."""
 
 
 @app.command()
@@ -72,6 +69,77 @@ def _report(built, check: bool) -> None:
         console.print(escape(built.difference()), soft_wrap=True)
     else:
         console.print(f"[green]written[/]  {_short(built.path)}", soft_wrap=True)
+
+
+@app.command()
+def execute(
+    chapter: Chapters = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("--parameter", "-p", metavar="NAME=VALUE",
+                     help="Injected into each chapter that has it, as often as needed."),
+    ] = None,
+) -> None:
+    """Run the solutions; write notebooks with outputs, HTML pages and timings to build/executed/."""
+    from autograder import execute as step
+    from autograder import release as build
+    from autograder.markers import SourceError, source_notebook
+
+    try:
+        sources = build.chapters(chapter or ())
+        parameters = _parameters(parameter or ())
+        known = set().union(*(step.parameter_names(source_notebook(path)) for path in sources))
+    except SourceError as error:
+        console.print(f"[red]cannot run[/] {escape(str(error))}", soft_wrap=True)
+        raise typer.Exit(1) from None
+    if unknown := set(parameters) - known:
+        raise typer.BadParameter(f"no chapter has {sorted(unknown)}; they have {sorted(known)}")
+
+    with console.status("starting") as status:
+        outcomes = step.run_all(
+            sources, parameters, started=lambda name: status.update(f"running {name}"))
+    console.print(_timings(outcomes))
+    for outcome in outcomes:
+        if outcome.failure:
+            _explain(outcome)
+    console.print(f"notebooks, pages and timings.json are in {_short(step.EXECUTED)}/")
+    if any(outcome.failure for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+def _parameters(given) -> dict[str, object]:
+    from autograder.execute import parameter_value
+
+    pairs = [text.partition("=") for text in given]
+    if bad := [name for name, equals, _ in pairs if not equals or not name.isidentifier()]:
+        raise typer.BadParameter(f"write -p NAME=VALUE, not {' '.join(bad)!r}")
+    return {name: parameter_value(value) for name, _, value in pairs}
+
+
+def _timings(outcomes) -> Table:
+    table = Table("chapter", "result", "seconds", "slowest cell", "parameters", box=SIMPLE)
+    table.columns[2].justify = "right"
+    for outcome in outcomes:
+        slow = outcome.slowest
+        table.add_row(
+            outcome.chapter,
+            "[red]failed[/]" if outcome.failure else "[green]ran[/]",
+            f"{outcome.seconds:.1f}",
+            f"{slow.seconds:.1f} s: {escape(slow.line[:40])}" if slow else "",
+            escape(" ".join(f"{k}={v!r}" for k, v in outcome.parameters.items())),
+        )
+    return table
+
+
+def _explain(outcome) -> None:
+    failure = outcome.failure
+    console.print(
+        f"[red]failed[/]   {outcome.chapter}, cell {escape(failure.cell)} (index {failure.index}): "
+        f"[bold]{failure.name}[/]: {escape(failure.message)}", soft_wrap=True)
+    console.print(escape("\n".join("    " + line for line in failure.source.splitlines()[:12])),
+                  style="dim", soft_wrap=True)
+    if failure.trace:
+        console.print(escape(failure.trace), soft_wrap=True)
 
 
 def _short(path) -> str:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 
 import jupyterquiz
+from IPython.display import display
+from IPython.utils.capture import capture_output
 
 from . import paths
 
@@ -40,10 +42,26 @@ def show(chapter: str, *names: str) -> None:
     unknown = [name for name in names if name not in available]
     if unknown:
         raise ValueError(f"chapter {chapter} has no question {unknown}; it has {list(available)}")
-    jupyterquiz.display_quiz(
-        [available[name] for name in names or available],
-        # The file's order is the one whose correct positions are balanced.
-        shuffle_answers=False,
-        colors=COLOURS,
-        max_width=800,
+    asked = [available[name] for name in names or available]
+    with capture_output() as captured:
+        jupyterquiz.display_quiz(
+            asked,
+            # The file's order is the one whose correct positions are balanced.
+            shuffle_answers=False,
+            colors=COLOURS,
+            max_width=800,
+        )
+    for output in captured.outputs:
+        data = dict(output.data)
+        if "text/html" in data:
+            # jupyterquiz leaves its <div> open, which swallows the rest of an exported page.
+            data |= {"text/html": data["text/html"] + "</div>", "text/plain": as_text(asked)}
+        display(data, raw=True)
+
+
+def as_text(asked: list[dict]) -> str:
+    """The questions and their options, for readers that run no JavaScript."""
+    return "\n\n".join(
+        "\n".join([question["question"], *(f"  ( ) {a['answer']}" for a in question["answers"])])
+        for question in asked
     )
