@@ -27,6 +27,11 @@ COLOURS = {
     "--jq-incorrect-color": "#b04a00",
 }
 
+SCRIPT = "application/javascript"
+# Where jupyterquiz sees JupyterLab's MathJax it replaces it by one that it fetches from a CDN.
+# Here it sees none: our questions are plain text and HTML, without formulas.
+OFFLINE = "(function () {\nvar MathJax;\n%s\n})();"
+
 
 def questions(chapter: str) -> dict[str, dict]:
     """The questions of a chapter ("01") by name, in the order in which they are asked."""
@@ -56,6 +61,8 @@ def show(chapter: str, *names: str) -> None:
         if "text/html" in data:
             # jupyterquiz leaves its <div> open, which swallows the rest of an exported page.
             data |= {"text/html": data["text/html"] + "</div>", "text/plain": as_text(asked)}
+        if SCRIPT in data:
+            data[SCRIPT] = OFFLINE % data[SCRIPT]
         display(data, raw=True)
 
 

@@ -34,6 +34,7 @@ def test_every_question_is_complete(chapter):
         assert len(correct(question)) == 1, name
         texts = [answer["answer"] for answer in question["answers"]]
         assert len(set(texts)) == len(texts), name
+        assert "$" not in json.dumps(question), f"{name}: formulas are not typeset offline"
         for answer in question["answers"]:
             assert len(answer["feedback"]) > 20, (name, answer["answer"])
         feedback = [answer["feedback"] for answer in question["answers"]]
@@ -93,3 +94,4 @@ def test_it_shows_without_network_and_without_a_value(chapter):
         assert question["answers"][0]["answer"] in html["text/plain"]
     assert not re.search(r"fetch\(|<script[^>]+src=|@import", html["text/html"])
     assert "fetch(" not in script
+    assert script.startswith("(function () {\nvar MathJax;"), "else it loads MathJax from a CDN"
