@@ -6,6 +6,7 @@ Writes to build/executed/: each notebook with its outputs, an HTML page of it, a
 from __future__ import annotations
 
 import ast
+import copy
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -20,9 +21,10 @@ from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from papermill.parameterize import parameterize_notebook
+from traitlets.config import Config
 
 from autograder.markers import source_notebook
-from autograder.nbgrader_config import timeout_of
+from autograder.nbgrader_config import configure, timeout_of
 from autograder.release import BUILD
 
 EXECUTED = BUILD / "executed"
@@ -85,9 +87,12 @@ def parameter_value(text: str) -> object:
 
 
 def with_parameters(notebook: NotebookNode, parameters: Mapping[str, object]) -> NotebookNode:
-    """`notebook` with papermill's injected-parameters cell; those it does not have are left out."""
+    """A copy of `notebook` with papermill's injected-parameters cell.
+
+    Parameters that it does not have are left out.
+    """
     known = {k: v for k, v in parameters.items() if k in parameter_names(notebook)}
-    return parameterize_notebook(notebook, known) if known else notebook
+    return parameterize_notebook(notebook, known) if known else copy.deepcopy(notebook)
 
 
 def run(
@@ -112,7 +117,7 @@ def run(
     try:
         papermill.execute_notebook(
             notebook, output, known, kernel_name="python3", cwd=place, progress_bar=False,
-            timeout_func=timeout_of,
+            timeout_func=timeout_of, config=_config(),
             # The kernel says on the terminal that it listens on this machine; nobody asked.
             extra_arguments=["--log-level=ERROR", "--HistoryManager.enabled=False"],
         )
@@ -127,6 +132,12 @@ def run(
     write_page(executed, folder / f"{name}.html")
     failure = _failure(raised, notebook, executed) if raised else None
     return Outcome(name, seconds, known, _times(notebook, executed), failure)
+
+
+def _config() -> Config:
+    config = Config()
+    configure(config)
+    return config
 
 
 def _times(notebook: NotebookNode, executed: NotebookNode) -> list[CellTime]:

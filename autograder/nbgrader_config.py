@@ -33,6 +33,7 @@ def configure(c) -> None:
     """Set this course's options on nbgrader's configuration `c`."""
     c.GenerateAssignment.preprocessors = generate_preprocessors()
     c.Execute.timeout_func = timeout_of
+    c.AsyncKernelManager.client_class = "autograder.kernel_client.AttentiveKernelClient"
 
 
 if "get_config" in globals():  # only while nbgrader reads this file as its configuration

@@ -73,6 +73,15 @@ def test_a_failing_cell_is_named(run, cell, name, said):
     assert json.loads((run.folder / "timings.json").read_text("utf-8"))[0]["failure"]["index"] == 3
 
 
+def test_widgets_do_not_make_a_cell_stand_still(run):
+    """With Jupyter's own client about one such cell in twenty waits for its whole time limit."""
+    cell = "\n# %%\n@interact(b=(1, 5))\ndef draw(b=3):\n" \
+           "    for i in range(6):\n        print(b, i, flush=True)\n"
+    outcome = run("# %%\nfrom ipywidgets import interact\n" + 60 * cell)
+    assert outcome.failure is None
+    assert outcome.slowest.seconds < 30
+
+
 def test_timings_of_other_chapters_stay(tmp_path):
     path = tmp_path / "timings.json"
     execute.write_timings([execute.Outcome("01_a", 1.0, {}), execute.Outcome("02_b", 2.0, {})], path)

@@ -22,6 +22,9 @@ def test_the_solution_scores_everything(chapter, course):
         else:
             assert grade.score == grade.points, f"{cell}: {grade}"
     executed = course.graded_notebook(chapter, "solution")
+    errors = {cell.id: output.evalue for cell in executed.cells if cell.cell_type == "code"
+              for output in cell.outputs if output.output_type == "error"}
+    assert errors == {}
     assert_figures_have_alt_text(executed)
 
 
@@ -39,11 +42,11 @@ def test_the_untouched_student_copy_scores_nothing(chapter, course):
     assert {cell: grade.score for cell, grade in grades.items() if grade.score != 0} == {}
 
 
-def test_the_student_copy_stops_at_the_first_exercise_and_names_it(chapter, tmp_path):
+def test_the_student_copy_stops_at_the_first_exercise_and_names_it(chapter, course, tmp_path):
     notebook = chapter.to_run(chapter.release)
     with pytest.raises(CellExecutionError) as caught:
-        NotebookClient(notebook, kernel_name="python3", timeout_func=timeout_of).execute(
-            cwd=str(tmp_path))
+        NotebookClient(notebook, kernel_name="python3", timeout_func=timeout_of,
+                       config=course.api.config).execute(cwd=str(tmp_path))
     first = next(found for cell in notebook.cells
                  if (found := re.search(r"^### (Exercise [\d.]+) — ", cell.source, re.MULTILINE)))
     assert caught.value.ename == "NotImplementedError"

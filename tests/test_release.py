@@ -19,6 +19,7 @@ from nbgrader.preprocessors import Execute
 from traitlets.config import Config
 
 from autograder import nbgrader_config, release
+from autograder.kernel_client import AttentiveKernelClient
 from autograder.markers import SourceError, expand
 from autograder.stubs import exercise_after, stub
 from loralab import paths
@@ -270,10 +271,12 @@ def test_chapters_are_found_by_number_and_by_name(tmp_path):
         release.chapters(["2"], tmp_path)
 
 
-def test_nbgrader_gives_each_cell_its_own_time():
+def test_nbgrader_gives_each_cell_its_own_time_and_uses_our_client():
     config = Config()
     nbgrader_config.configure(config)
-    execute = Execute(config=config)
+    execute = Execute(config=config, kernel_name="python3")
+    assert issubclass(execute.kernel_manager_class(config=execute.config).client_factory,
+                      AttentiveKernelClient)
     cell = nbformat.v4.new_code_cell("train()", metadata={"loralab": {"timeout": 900}})
     assert execute._get_timeout(cell) == 900
     assert execute._get_timeout(nbformat.v4.new_code_cell("1")) == nbgrader_config.DEFAULT_TIMEOUT
