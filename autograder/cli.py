@@ -20,7 +20,7 @@ console = Console(highlight=False)
 
 Chapters = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[CHAPTER]...", help="01, or 01_memory_math; all if none is named."),
+    typer.Argument(metavar="CHAPTER", help="01, or 01_memory_math; all if none is named."),
 ]
 
 
@@ -54,8 +54,10 @@ def release(
             console.print("\nRun [bold]autograder release[/] and commit what it writes.")
             raise typer.Exit(1)
         if bundle:
-            path = step.write_bundle(step.bundle_files())
-            console.print(f"bundle   {_short(path)} ({path.stat().st_size / 1e6:.1f} MB)")
+            files = step.bundle_files()
+            path = step.write_bundle(files)
+            console.print(f"[green]bundle[/]   {_short(path)} ({len(files)} files, "
+                          f"{path.stat().st_size / 1e6:.2f} MB)", soft_wrap=True)
     except SourceError as error:
         console.print(f"[red]cannot build[/] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(1) from None
@@ -125,7 +127,7 @@ def _timings(outcomes) -> Table:
             outcome.chapter,
             "[red]failed[/]" if outcome.failure else "[green]ran[/]",
             f"{outcome.seconds:.1f}",
-            f"{slow.seconds:.1f} s: {escape(slow.line[:40])}" if slow else "",
+            f"{slow.seconds:.1f} s: cell {slow.index}, {escape(slow.line[:32])}" if slow else "",
             escape(" ".join(f"{k}={v!r}" for k, v in outcome.parameters.items())),
         )
     return table

@@ -3,7 +3,7 @@
     from autograder.nbgrader_config import configure
     configure(get_config())
 
-or, without one: `nbgrader … --config <this file>`.
+This file itself, linked or copied there, does the same.
 """
 
 from __future__ import annotations

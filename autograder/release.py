@@ -142,7 +142,7 @@ def orphans(folder: Path = SOLUTIONS, notebooks: Path = paths.NOTEBOOKS) -> list
 
 # The archive for students -----------------------------------------------------------------------
 
-BUNDLED_FILES = ("README.md", "LICENSE", "Makefile", "environment.yml", "requirements.lock")
+BUNDLED_FILES = ("README.md", "Makefile", "environment.yml", "requirements.lock")
 BUNDLED_FOLDERS = ("notebooks", "loralab")
 # An allow-list: what an instructor left lying about in these folders is not given away.
 BUNDLED_SUFFIXES = {".ipynb", ".json", ".jsonl", ".lock", ".md", ".mplstyle", ".png", ".py",
@@ -164,9 +164,15 @@ def student_pyproject(text: str) -> str:
 
 
 def bundle_files(project: Path = paths.PROJECT) -> dict[str, bytes]:
-    """What a student gets: path in the archive → content. No solutions, no autograder."""
-    files = {name: (project / name).read_bytes()
-             for name in BUNDLED_FILES if (project / name).exists()}
+    """What a student gets: path in the archive → content. No solutions, no autograder.
+
+    Raises SourceError where a file is missing without which `make lab` would not run.
+    """
+    if missing := [name for name in BUNDLED_FILES if not (project / name).exists()]:
+        raise SourceError(f"the bundle needs {', '.join(missing)}")
+    files = {name: (project / name).read_bytes() for name in BUNDLED_FILES}
+    if (project / "LICENSE").exists():
+        files["LICENSE"] = (project / "LICENSE").read_bytes()
     files["pyproject.toml"] = student_pyproject(
         (project / "pyproject.toml").read_text("utf-8")).encode()
     for folder in BUNDLED_FOLDERS:

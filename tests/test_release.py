@@ -157,7 +157,8 @@ def test_no_quiz_answer_is_in_notebooks():
 
 def test_no_hidden_check_or_instructor_mark_is_in_notebooks():
     text = student_text()
-    for mark in ("BEGIN SOLUTION", "END SOLUTION", "HIDDEN TESTS", "MARK SCHEME", "autograder."):
+    for mark in ("BEGIN SOLUTION", "END SOLUTION", "HIDDEN TESTS", "MARK SCHEME",
+                 "import autograder", "from autograder"):
         assert mark not in text
     for path in (paths.PROJECT / "autograder" / "checks").glob("*.py"):
         lines = {line.strip() for line in path.read_text("utf-8").splitlines()}
@@ -292,6 +293,8 @@ def project(tmp_path_factory):
         shutil.copytree(paths.PROJECT / name, root / name,
                         ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
     shutil.copy(paths.PROJECT / "pyproject.toml", root)
+    for name in release.BUNDLED_FILES:
+        (root / name).write_text(f"a {name}\n")
     (root / "loralab" / ".secrets.json").write_text("{}")
     (root / "loralab" / "notes.docx").write_text("an instructor's")
     return root
@@ -338,7 +341,7 @@ def test_an_unknown_chapter_is_named(project):
 def test_the_bundle_has_what_students_need_and_nothing_else(project):
     files = release.bundle_files(project)
     names = set(files)
-    assert "pyproject.toml" in names and "loralab/__init__.py" in names
+    assert {"pyproject.toml", "loralab/__init__.py", *release.BUNDLED_FILES} <= names
     assert "loralab/checks/ch00.py" in names and "loralab/quizzes/ch00.json" in names
     assert {f"notebooks/{p.parent.name}/{p.name}"
             for p in (project / "notebooks").glob("*/*.ipynb")} <= names
@@ -346,6 +349,13 @@ def test_the_bundle_has_what_students_need_and_nothing_else(project):
     assert not [name for name in names if "secrets" in name or "notes" in name
                 or "__pycache__" in name]
     assert b"BEGIN SOLUTION" not in b"".join(files.values())
+
+
+def test_a_bundle_without_its_makefile_is_refused(project, tmp_path):
+    shutil.copytree(project, tmp_path / "p")
+    (tmp_path / "p" / "Makefile").unlink()
+    with pytest.raises(SourceError, match="the bundle needs Makefile"):
+        release.bundle_files(tmp_path / "p")
 
 
 def test_the_bundled_pyproject_installs_without_the_autograder(project):
