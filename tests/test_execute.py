@@ -77,7 +77,7 @@ def test_widgets_do_not_make_a_cell_stand_still(run):
     """With Jupyter's own client about one such cell in twenty waits for its whole time limit."""
     cell = "\n# %%\n@interact(b=(1, 5))\ndef draw(b=3):\n" \
            "    for i in range(6):\n        print(b, i, flush=True)\n"
-    outcome = run("# %%\nfrom ipywidgets import interact\n" + 60 * cell)
+    outcome = run("# %%\nfrom ipywidgets import interact\n" + 30 * cell)
     assert outcome.failure is None
     assert outcome.slowest.seconds < 30
 
