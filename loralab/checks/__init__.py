@@ -58,13 +58,13 @@ class Exercise:
         case: str,
         got: object,
         expected: float,
-        typical: Mapping[str, float] | None = None,
+        typical: Mapping[str, float | tuple[float, ...]] | None = None,
         rel_tol: float = 1e-9,
     ) -> None:
         """Raise unless `got` equals `expected`.
 
         `case` is the call as the student would type it. `typical` maps a symptom's key to the
-        number that its mistake gives on this case; the first that matches names the symptom.
+        number (or numbers) that its mistake gives on this case; the first that matches names it.
         """
         try:
             # A 0-d tensor or array is a number too.
@@ -73,8 +73,9 @@ class Exercise:
             raise self.wrong(f"{case} should be a number; it gave {type(got).__name__}.") from None
         if math.isclose(number, expected, rel_tol=rel_tol):
             return
-        for key, value in (typical or {}).items():
-            if math.isclose(number, value, rel_tol=max(rel_tol, 1e-9)):
+        for key, mistaken in (typical or {}).items():
+            values = mistaken if isinstance(mistaken, tuple) else (mistaken,)
+            if any(math.isclose(number, value, rel_tol=max(rel_tol, 1e-9)) for value in values):
                 raise self.wrong(f"{case} gave {_show(number)}.", key)
         raise self.wrong(f"{case} gave {_show(number)}; expected {_show(expected)}.")
 
