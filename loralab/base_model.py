@@ -160,8 +160,9 @@ def load(
     """
     from transformers import AutoModelForCausalLM
 
-    from loralab import hardware
+    from loralab import four_bit, hardware
 
+    four_bit.bitsandbytes()
     here = hardware.detect()
     with _clear_messages(model_id), quiet():
         model = AutoModelForCausalLM.from_pretrained(
@@ -170,20 +171,8 @@ def load(
             quantization_config=quantization_config,
             device_map={"": here.device},
         )
-    keep_cpu_weights_intact(model)
+    four_bit.keep_weights_intact(model)
     return model
-
-
-def keep_cpu_weights_intact(model: "PreTrainedModel") -> None:
-    """Stop 4-bit layers from repacking their weights on CPUs with AVX512-BF16.
-
-    There, bitsandbytes 0.50.2 packs a layer's weight anew at the first evaluation and never
-    restores it: gradients after an evaluation are wrong, and so is a merge. Bit for bit the same
-    results as on a CPU without that instruction set.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
 
 
 def load_tokenizer(model_id: str = EMBEDDED) -> "PreTrainedTokenizerBase":

@@ -7,69 +7,82 @@ import gc
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
-COMPONENTS = (
-    "4-bit weights",
-    "quantisation constants",
-    "other weights",
-    "adapters",
-    "gradients",
-    "optimizer states",
-)
 
+def held(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, int]:
+    """Bytes that a real model and its optimizer hold now, by component, each storage once.
 
-def held(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None
-) -> dict[str, int]:
-    """Bytes held now, by component (the keys are `COMPONENTS`).
-
-    Every storage is counted once, so tied weights are too. The quantisation constants are those of
-    bitsandbytes' `quant_state` (absmax, its nested constants, code tables, offset), which
-    `model.get_memory_footprint()` does not see. "adapters" are the trainable parameters of a model
-    that has frozen ones.
+    The witness for the formulas: it adds up tensors and knows nothing of architectures. Counts
+    quantisation constants, which transformers' `get_memory_footprint()` leaves out. Buffers
+    (rotary frequencies, a few hundred bytes) are not counted.
     """
+    counted = dict.fromkeys(
+        ("weights", "weights_4bit", "constants", "adapters", "gradients", "optimizer"), 0
+    )
     seen: set[int] = set()
 
-    def take(*tensors: torch.Tensor | None) -> int:
-        total = 0
-        for tensor in tensors:
-            if not isinstance(tensor, torch.Tensor) or tensor.device.type == "meta":
-                continue
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in seen:
-                seen.add(storage.data_ptr())
-                total += storage.nbytes()
-        return total
+    def add(kind: str, tensor: torch.Tensor | None) -> None:
+        if tensor is not None and tensor.untyped_storage()._cdata not in seen:
+            seen.add(tensor.untyped_storage()._cdata)
+            counted[kind] += tensor.untyped_storage().nbytes()
 
-    parameters = list(model.parameters())
-    some_frozen = any(not parameter.requires_grad for parameter in parameters)
-    bytes_by = dict.fromkeys(COMPONENTS, 0)
-    for parameter in parameters:
+    for name, parameter in model.named_parameters():
         state = getattr(parameter, "quant_state", None)
+        kind = "adapters" if "lora_" in name else "weights" if state is None else "weights_4bit"
+        add(kind, parameter.data)
+        add("gradients", parameter.grad)
         if state is not None:
-            bytes_by["4-bit weights"] += take(parameter.data)
-            nested = state.state2
-            constants = [state.absmax, state.code, state.offset]
-            constants += [nested.absmax, nested.code] if nested else []
-            bytes_by["quantisation constants"] += take(*constants)
-        elif parameter.requires_grad and some_frozen:
-            bytes_by["adapters"] += take(parameter.data)
-        else:
-            bytes_by["other weights"] += take(parameter.data)
-        bytes_by["gradients"] += take(parameter.grad)
-    bytes_by["other weights"] += take(*model.buffers())
-    if optimizer is not None:
-        states = tree_leaves([dict(state) for state in optimizer.state.values()])
-        bytes_by["optimizer states"] += take(*states)
-    return bytes_by
+            for tensor in _constants(state).values():
+                add("constants", tensor)
+    for state in (optimizer.state.values() if optimizer else ()):
+        for value in state.values():
+            if torch.is_tensor(value):
+                add("optimizer", value)
+    return counted
+
+
+def constants_of(layer: nn.Module) -> dict[str, torch.Tensor]:
+    """What bitsandbytes keeps beside one 4-bit layer's codes: name -> tensor."""
+    return _constants(layer.weight.quant_state)
+
+
+def _constants(state: Any) -> dict[str, torch.Tensor]:
+    found = {"absmax": state.absmax, "levels": state.code}
+    if state.nested:
+        found |= {
+            "absmax of the absmax": state.state2.absmax,
+            "offset of the absmax": state.offset,
+            "levels of the absmax": state.state2.code,
+        }
+    return found
+
+
+def saved_for_backward(model: nn.Module, batch: int, seq: int) -> int:
+    """Bytes that autograd keeps between the forward and the backward pass of a real model.
+
+    Runs one forward pass on random tokens. Parameters are not counted, nor is the loss.
+    """
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage()._cdata not in weights:
+            kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    tokens = torch.randint(model.config.vocab_size, (batch, seq))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(input_ids=tokens, use_cache=False)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
 @dataclass
@@ -127,7 +140,7 @@ def peak(model: torch.nn.Module) -> Iterator[Peak]:
         found.bytes = torch.cuda.max_memory_allocated()
         return
     mode = _LiveStorages(found)
-    found.before = found.bytes = mode.live = sum(held(model).values())
+    found.before = found.bytes = mode.live = sum(held(model).values())  # what is there already
     # What the model already holds is in the sum: an operation that returns it adds nothing.
     mode.known = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
     with mode:

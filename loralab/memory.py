@@ -13,7 +13,6 @@ whose assumptions stand in the docstrings. All sizes are bytes.
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -515,117 +514,6 @@ def on_card(n_bytes: float) -> float:
     takes 0.5 to 1.3 GB more.
     """
     return 1.1 * n_bytes + GiB
-
-
-# --- counting the same on a real model -----------------------------------------------------------
-
-
-def held(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, int]:
-    """Bytes that a real model and its optimizer hold now, by component, each storage once.
-
-    The witness for the formulas: it adds up tensors and knows nothing of architectures. Counts
-    quantisation constants, which transformers' `get_memory_footprint()` leaves out. Buffers
-    (rotary frequencies, a few hundred bytes) are not counted.
-    """
-    counted = dict.fromkeys(
-        ("weights", "weights_4bit", "constants", "adapters", "gradients", "optimizer"), 0
-    )
-    seen: set[int] = set()
-
-    def add(kind: str, tensor: torch.Tensor | None) -> None:
-        if tensor is not None and tensor.untyped_storage()._cdata not in seen:
-            seen.add(tensor.untyped_storage()._cdata)
-            counted[kind] += tensor.untyped_storage().nbytes()
-
-    for name, parameter in model.named_parameters():
-        state = getattr(parameter, "quant_state", None)
-        kind = "adapters" if "lora_" in name else "weights" if state is None else "weights_4bit"
-        add(kind, parameter.data)
-        add("gradients", parameter.grad)
-        if state is not None:
-            for tensor in _constants(state).values():
-                add("constants", tensor)
-    for state in (optimizer.state.values() if optimizer else ()):
-        for value in state.values():
-            if torch.is_tensor(value):
-                add("optimizer", value)
-    return counted
-
-
-def constants_of(layer: nn.Module) -> dict[str, torch.Tensor]:
-    """What bitsandbytes keeps beside one 4-bit layer's codes: name -> tensor."""
-    return _constants(layer.weight.quant_state)
-
-
-def _constants(state: Any) -> dict[str, torch.Tensor]:
-    found = {"absmax": state.absmax, "levels": state.code}
-    if state.nested:
-        found |= {
-            "absmax of the absmax": state.state2.absmax,
-            "offset of the absmax": state.offset,
-            "levels of the absmax": state.state2.code,
-        }
-    return found
-
-
-def saved_for_backward(model: nn.Module, batch: int, seq: int) -> int:
-    """Bytes that autograd keeps between the forward and the backward pass of a real model.
-
-    Runs one forward pass on random tokens. Parameters are not counted, nor is the loss.
-    """
-    weights = {p.untyped_storage()._cdata for p in model.parameters()}
-    kept: dict[int, torch.Tensor] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage()._cdata not in weights:
-            kept[tensor.untyped_storage()._cdata] = tensor
-        return tensor
-
-    tokens = torch.randint(model.config.vocab_size, (batch, seq))
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(input_ids=tokens, use_cache=False)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-
-
-def quantise(model: nn.Module, *, double_quant: bool = True, quant_type: str = "nf4") -> nn.Module:
-    """Replace the linear layers of a model on the CPU by bitsandbytes' 4-bit layers, in place.
-
-    For small models built in a notebook. Real ones are quantised by `from_pretrained`, which
-    stores the same bytes.
-    """
-    from transformers.pytorch_utils import Conv1D
-
-    bnb = bitsandbytes()
-    for path in [layer.path for layer in describe(model).linear]:
-        old = model.get_submodule(path)
-        weight = old.weight.data.T.contiguous() if isinstance(old, Conv1D) else old.weight.data
-        new = bnb.nn.Linear4bit(
-            weight.shape[1], weight.shape[0], bias=old.bias is not None,
-            compute_dtype=weight.dtype, compress_statistics=double_quant, quant_type=quant_type,
-        )  # fmt: skip
-        new.weight = bnb.nn.Params4bit(
-            weight, requires_grad=False, quant_type=quant_type, compress_statistics=double_quant
-        )
-        if old.bias is not None:
-            new.bias = nn.Parameter(old.bias.data, requires_grad=False)
-        new = new.to("cpu")
-        # On CPUs with AVX512-BF16 an evaluation would repack the weights in place, for good.
-        if hasattr(new, "support_avx512bf16_for_cpu"):
-            new.support_avx512bf16_for_cpu = False
-        model.set_submodule(path, new)
-    return model.requires_grad_(False)
-
-
-def bitsandbytes() -> Any:
-    """bitsandbytes, imported without its remark about an optional kernel on stderr."""
-    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        import bitsandbytes as library
-    finally:
-        logger.setLevel(level)
-    return library
 
 
 # --- what others have measured -------------------------------------------------------------------

@@ -41,10 +41,10 @@ import matplotlib.pyplot as plt
 import torch
 from transformers import LlamaConfig
 
-from loralab import memory, plots, predictions, quiz
+from loralab import four_bit, measure, memory, plots, predictions, quiz
 from loralab.checks import ch01 as check
 
-bnb = memory.bitsandbytes()  # the library of the 4-bit layers
+bnb = four_bit.bitsandbytes()  # the library of the 4-bit layers
 warnings.filterwarnings("ignore", category=FutureWarning)  # PEFT uses a name that transformers renames
 
 # %% tags=["parameters"]
@@ -125,7 +125,7 @@ def one_step(model):
     tokens = torch.randint(SMALL.vocab_size, (1, 32))
     model(input_ids=tokens, labels=tokens).loss.backward()
     optimizer.step()
-    return memory.held(model, optimizer)
+    return measure.held(model, optimizer)
 
 held = one_step(memory.build(SMALL, device="cpu", dtype="fp32"))
 for component, size in held.items():
@@ -244,7 +244,7 @@ for double_quant in (False, True):
                               compress_statistics=double_quant)
     layer = layer.to("cpu")  # this is the moment at which it is quantised
     print(f"\ndouble quantisation {double_quant}: 256 × 688 = {256 * 688:,} weights")
-    for name, tensor in {"codes": layer.weight.data, **memory.constants_of(layer)}.items():
+    for name, tensor in {"codes": layer.weight.data, **measure.constants_of(layer)}.items():
         print(f"  {name:22}{tensor.numel():8,} × {str(tensor.dtype):14}= {tensor.nbytes:7,} bytes")
 
 # %% [markdown]
@@ -307,7 +307,7 @@ model = memory.build(SMALL, device="cpu", dtype="fp32").train()
 for checkpointing in (False, True):
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    measured = memory.saved_for_backward(model, batch=4, seq=64)
+    measured = measure.saved_for_backward(model, batch=4, seq=64)
     formula = memory.activation_bytes(memory.describe(SMALL), 4 * 64, "full",
                                       compute=torch.float32, checkpointing=checkpointing)[0]
     print(f"checkpointing {checkpointing}: saved {measured:,} bytes, formula {formula:,}")

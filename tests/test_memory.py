@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import GPT2Config, LlamaConfig
 
-from loralab import memory
+from loralab import four_bit, measure, memory
 from loralab.errors import CourseError
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -32,13 +32,13 @@ def gpt2(layers: int = 2) -> GPT2Config:
 
 def prepared(config, method, dtype, adapter_dtype, targets="all-linear", double_quant=True, rank=4):
     """A real model on the CPU, ready for one training step."""
-    memory.bitsandbytes()
+    four_bit.bitsandbytes()
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
     model = memory.build(config, device="cpu", dtype=dtype)
     if method == "qlora":
-        memory.quantise(model, double_quant=double_quant)
+        four_bit.quantise(model, double_quant=double_quant)
     if method != "full":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -53,7 +53,7 @@ def prepared(config, method, dtype, adapter_dtype, targets="all-linear", double_
 def optimizer_of(model, name):
     make = {
         "adamw": torch.optim.AdamW,
-        "adamw_8bit": memory.bitsandbytes().optim.AdamW8bit,
+        "adamw_8bit": four_bit.bitsandbytes().optim.AdamW8bit,
         "sgd": torch.optim.SGD,
     }[name]
     return make([p for p in model.parameters() if p.requires_grad], lr=1e-4)
@@ -130,7 +130,7 @@ def test_static_bytes_are_exact_after_a_real_step(
     tokens = torch.randint(66, (1, 8))
     model(input_ids=tokens, labels=tokens).loss.backward()
     stepper.step()
-    counted = memory.held(model, stepper)
+    counted = measure.held(model, stepper)
     expected = memory.estimate(
         config, method, dtype=dtype, adapter_dtype=adapter, optimizer=optimizer, rank=4,
         double_quant=double_quant, batch=1, seq=8,
@@ -156,7 +156,7 @@ def test_mixed_precision_with_master_weights():
     stepper = torch.optim.AdamW(masters)
     stepper.step()
     expected = memory.estimate(config, "full", dtype="bf16", master_weights=True)
-    counted = memory.held(model, stepper)
+    counted = measure.held(model, stepper)
     assert sum(counted.values()) + sum(m.nbytes for m in masters) == expected.static
     assert expected.static - 4 * len(masters) == 16 * expected.parameters
 
@@ -164,19 +164,19 @@ def test_mixed_precision_with_master_weights():
 @pytest.mark.parametrize("shape", [(64, 64), (33, 7), (1000, 128), (300, 4100)])
 @pytest.mark.parametrize("double_quant", [True, False])
 def test_nf4_bytes_of_one_layer(shape, double_quant):
-    bnb = memory.bitsandbytes()
+    bnb = four_bit.bitsandbytes()
     layer = bnb.nn.Linear4bit(
         *shape, bias=False, quant_type="nf4", compress_statistics=double_quant
     ).to("cpu")
     codes, constants = memory.nf4_bytes(shape[0] * shape[1], double_quant=double_quant)
     assert layer.weight.nbytes == codes
-    assert sum(t.nbytes for t in memory.constants_of(layer).values()) == constants
+    assert sum(t.nbytes for t in measure.constants_of(layer).values()) == constants
 
 
 @pytest.mark.parametrize("config", [llama(), gpt2()], ids=["llama", "gpt2"])
 @pytest.mark.parametrize("double_quant", [True, False])
 def test_from_pretrained_stores_the_same_bytes(config, double_quant, tmp_path):
-    memory.bitsandbytes()
+    four_bit.bitsandbytes()
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     memory.build(config, device="cpu").save_pretrained(tmp_path)
@@ -188,14 +188,14 @@ def test_from_pretrained_stores_the_same_bytes(config, double_quant, tmp_path):
         ),
     )
     expected = memory.estimate(config, "qlora", dtype="bf16", double_quant=double_quant)
-    counted = memory.held(loaded)
+    counted = measure.held(loaded)
     assert counted["weights_4bit"] == expected.weights_4bit
     assert counted["constants"] == expected.constants
     assert counted["weights"] == expected.weights
 
 
 def test_held_counts_meta_models():
-    assert memory.held(memory.build(llama()))["weights"] == memory.describe(llama()).parameters * 4
+    assert measure.held(memory.build(llama()))["weights"] == memory.describe(llama()).parameters * 4
 
 
 # --- activations and loss ------------------------------------------------------------------------
@@ -217,7 +217,7 @@ def test_held_counts_meta_models():
 def test_one_llama_block_saves_what_the_formula_says(method, dtype, adapter, targets):
     """The difference between three blocks and two: exact."""
     saved = [
-        memory.saved_for_backward(prepared(llama(n), method, dtype, adapter, targets), 2, 16)
+        measure.saved_for_backward(prepared(llama(n), method, dtype, adapter, targets), 2, 16)
         for n in (3, 2)
     ]
     types = memory.dtype_of(dtype), memory.dtype_of(adapter)
@@ -227,7 +227,7 @@ def test_one_llama_block_saves_what_the_formula_says(method, dtype, adapter, tar
 
 def test_a_gpt2_block_is_a_rough_guide_only():
     saved = [
-        memory.saved_for_backward(prepared(gpt2(n), "full", "fp32", "fp32"), 2, 16) for n in (3, 2)
+        measure.saved_for_backward(prepared(gpt2(n), "full", "fp32", "fp32"), 2, 16) for n in (3, 2)
     ]
     formula = memory.block_bytes_per_token(memory.describe(gpt2()), "full", torch.float32)
     assert formula == pytest.approx((saved[0] - saved[1]) / 32, rel=0.35)
@@ -238,7 +238,7 @@ def test_checkpointing_keeps_the_input_of_each_block():
     for layers in (3, 2):
         model = prepared(llama(layers), "full", "fp32", "fp32")
         model.activation_checkpointing_enable({"use_reentrant": False})
-        saved.append(memory.saved_for_backward(model, 2, 16))
+        saved.append(measure.saved_for_backward(model, 2, 16))
     arch = memory.describe(llama(1))
     kept, block = memory.activation_bytes(arch, 32, "full", compute=torch.float32)
     assert saved[0] - saved[1] == kept

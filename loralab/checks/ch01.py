@@ -16,7 +16,7 @@ from itertools import chain
 import torch
 from torch import nn
 
-from loralab import memory
+from loralab import four_bit, measure, memory
 from loralab.checks import Exercise, Symptom
 from loralab.errors import CourseError
 
@@ -326,7 +326,7 @@ def _counted_lora(base: torch.dtype, adapter: torch.dtype) -> tuple[int, int, in
     """(base parameters, adapter parameters, bytes held) of a PEFT model after one real step."""
     from transformers import LlamaConfig
 
-    memory.bitsandbytes()
+    four_bit.bitsandbytes()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from peft import LoraConfig, get_peft_model
@@ -348,7 +348,7 @@ def _counted_lora(base: torch.dtype, adapter: torch.dtype) -> tuple[int, int, in
         model(input_ids=tokens, labels=tokens).loss.backward()
         stepper.step()
     step_counters = 4 * len(trained)
-    held = sum(memory.held(model, stepper).values()) - step_counters
+    held = sum(measure.held(model, stepper).values()) - step_counters
     return n_base, sum(p.numel() for p in trained), held
 
 
@@ -392,13 +392,13 @@ def lora_state_bytes(answer: Callable[[int, int, torch.dtype, torch.dtype], floa
 @lru_cache
 def _counted_nf4(shapes: tuple[tuple[int, int], ...], double_quant: bool) -> int:
     """Bytes of bitsandbytes' own 4-bit layers of these (in, out) shapes, constants included."""
-    bnb = memory.bitsandbytes()
+    bnb = four_bit.bitsandbytes()
     torch.manual_seed(0)
     layers = nn.ModuleList(
         bnb.nn.Linear4bit(i, o, bias=False, quant_type="nf4", compress_statistics=double_quant)
         for i, o in shapes
     ).to("cpu")
-    return sum(memory.held(layers).values())
+    return sum(measure.held(layers).values())
 
 
 def _nf4_wrong(sizes: list[int], n_rest: int, itemsize: int, double: bool, right: int) -> Typical:
