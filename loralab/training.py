@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from loralab.quiet import quiet
 from loralab.tasks import Pair, language, sql
 
 if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
     from trl import SFTTrainer
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -179,18 +180,11 @@ def build_trainer(config: RunConfig, *, progress: bool = True) -> "SFTTrainer":
     import torch
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import BitsAndBytesConfig, set_seed
+    from transformers import set_seed
     from trl import SFTTrainer
 
     here = hardware.detect()
-    quantization = None
-    if config.method == "qlora":
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=here.compute_dtype,
-        )
+    quantization = nf4_config() if config.method == "qlora" else None
     # fp16 weights cannot be trained: full fine-tuning keeps fp32 there.
     dtype = torch.float32 if config.method == "full" else here.compute_dtype
     model = base_model.load(config.model_id, quantization_config=quantization, dtype=dtype)
@@ -299,8 +293,36 @@ def save_adapter(trainer: "SFTTrainer", folder: str | os.PathLike[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch, quiet():
         trainer.model.save_pretrained(scratch)
         Path(folder).mkdir(parents=True, exist_ok=True)
-        for name in ADAPTER_FILES:
-            shutil.copyfile(Path(scratch, name), Path(folder, name))
+        # PEFT notes where the base was loaded from: a path that means nothing elsewhere.
+        config = json.loads(Path(scratch, ADAPTER_FILES[0]).read_text())
+        place = Path(config["base_model_name_or_path"] or "")
+        if place == base_model.folder():
+            config["base_model_name_or_path"] = base_model.NAME
+        Path(folder, ADAPTER_FILES[0]).write_text(json.dumps(config, indent=2, sort_keys=True))
+        shutil.copyfile(Path(scratch, ADAPTER_FILES[1]), Path(folder, ADAPTER_FILES[1]))
+
+
+def load_adapter(
+    folder: str | os.PathLike[str], model_id: str = base_model.EMBEDDED
+) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """The adapter in `folder` on a 4-bit base, and the tokenizer; ready for evaluation."""
+    from peft import PeftModel
+
+    model = base_model.load(model_id, quantization_config=nf4_config())
+    with quiet():
+        return PeftModel.from_pretrained(model, str(folder)), base_model.load_tokenizer(model_id)
+
+
+def nf4_config() -> "BitsAndBytesConfig":
+    """NF4 with double quantisation, computing in the hardware's dtype: QLoRA's quantisation."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=hardware.detect().compute_dtype,
+    )
 
 
 def _trainer_key(trainer: "SFTTrainer") -> str:

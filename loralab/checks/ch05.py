@@ -1,0 +1,485 @@
+"""Chapter 05, QLoRA training: the visible checks, and one symptom for each typical wrong answer.
+
+Configurations are checked by their fields and by what they match in real architectures; the
+prediction against `loralab.memory`, whose static bytes are tested exact; the adapter by what it
+translates correctly on held-out sentences.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from loralab import memory
+from loralab.checks import Exercise, Symptom
+
+RANK, ALPHA = 8, 16
+ENOUGH = 0.6  # exact match on held-out sentences that the adapter has to reach
+HELD_OUT = 64  # sentences it is tried on
+
+EXERCISES = {
+    "quantization_config": Exercise(
+        "quantization_config",
+        "5.1",
+        hints=(
+            "Print `BitsAndBytesConfig(load_in_4bit=True)`. Which of its four defaults are not "
+            "what the exercise asks for?",
+            "All four arguments start with `load_in_4bit` or `bnb_4bit_`. The type is a string, "
+            "the compute dtype a torch dtype that you already have in `here`.",
+        ),
+        symptoms={
+            "fp4": Symptom(
+                "This is FP4.",
+                "`load_in_4bit=True` alone gives 4-bit *floating point* levels. The levels made "
+                "for normally distributed weights have another name: `bnb_4bit_quant_type`.",
+            ),
+            "no_double": Symptom(
+                "The constants are not quantised.",
+                "Each block of 64 weights has a constant of its own. QLoRA quantises those too; "
+                "the library does so only when asked.",
+            ),
+            "compute": Symptom(
+                "The compute dtype is not the one that this machine computes in.",
+                "Weights are stored in 4 bits but multiplied in another dtype. A CPU wants "
+                "float32, a recent GPU bfloat16. `here.compute_dtype` knows.",
+            ),
+            "eight_bit": Symptom(
+                "The weights are not loaded in 4 bits.",
+                "`load_in_8bit` is another method (LLM.int8). Which argument asks for 4?",
+            ),
+        },
+    ),
+    "linear_names": Exercise(
+        "linear_names",
+        "5.2",
+        hints=(
+            "`model.named_modules()` gives pairs of a path and a module. Which modules are of the "
+            "class that LoRA goes into?",
+            "A path such as `model.layers.0.mlp.up_proj` ends in the name you want. A set takes "
+            "care of the thirty repetitions. `model.get_output_embeddings()` is the module to "
+            "leave out.",
+        ),
+        symptoms={
+            "head": Symptom(
+                "The output head is among them.",
+                "The head turns the last hidden state into logits. It is a linear layer too, but "
+                "it is shared with the embedding here, and TRL refuses adapters on it.",
+            ),
+            "hard_coded": Symptom(
+                "Right for one architecture, wrong for another.",
+                "Names differ: another model fuses three projections into one. Read the names off "
+                "the model that you were given.",
+            ),
+            "attention_only": Symptom(
+                "Only attention has adapters.",
+                "Most of a block's weights sit in its feed-forward part (`mlp`). QLoRA's authors "
+                "needed adapters there as well.",
+            ),
+            "paths": Symptom(
+                "These are full paths, one for each layer.",
+                "Thirty layers repeat the same few names. What is the last part of each path?",
+            ),
+            "everything": Symptom(
+                "Some of these are no linear layers.",
+                "Norms, activations and whole blocks have names too. Test each module's class.",
+            ),
+        },
+    ),
+    "lora_config": Exercise(
+        "lora_config",
+        "5.3",
+        hints=(
+            "What is PEFT's default for `lora_alpha`? Print `LoraConfig()`.",
+            "The update is scaled by `lora_alpha / r`. The exercise gives you the scale and `r`.",
+        ),
+        symptoms={
+            "alpha": Symptom(
+                "The scale α/r is not 2.",
+                "`lora_alpha` is 8 by default, whatever `r` is. Choose it so that α/r is 2.",
+            ),
+            "rank": Symptom("The rank is not 8.", "`r` is the rank of every adapter pair."),
+            "targets": Symptom(
+                "The adapters are not on every linear layer.",
+                "Without `target_modules` PEFT picks the query and value projections for this "
+                "architecture. You have a list of all names already.",
+            ),
+            "task": Symptom(
+                "PEFT does not know that this is a language model.",
+                "`task_type` says what the model is for. Here: causal language modelling.",
+            ),
+        },
+    ),
+    "format_example": Exercise(
+        "format_example",
+        "5.4",
+        hints=(
+            "Which part should the model learn to *write*? Only that belongs in the completion.",
+            "`language.prompt(english)` is what the model will see when it is used. The completion "
+            "continues it: how do two words stand apart?",
+        ),
+        symptoms={
+            "question": Symptom(
+                "The model is learning your question.",
+                "The loss is taken on the completion. What stands there is learnt, so the English "
+                "sentence belongs in the prompt.",
+            ),
+            "answer_given": Symptom(
+                "The answer stands in the prompt.",
+                "Then there is nothing to learn, and at test time no answer will be there to copy.",
+            ),
+            "no_space": Symptom(
+                "The completion does not start with a space.",
+                "The prompt ends in a colon. A tokenizer makes other tokens of `:word` than of "
+                "`: word`, and words in the middle of a text start with a space.",
+            ),
+            "one_text": Symptom(
+                "There is one text where TRL wants two.",
+                "With a single text the loss is taken on all of it, the question included. "
+                "Return a prompt and a completion.",
+            ),
+        },
+    ),
+    "predicted_run": Exercise(
+        "predicted_run",
+        "5.5",
+        hints=(
+            "Chapter 01 counted five kinds of bytes for QLoRA. Which of them are held for the "
+            "frozen weights, which only for the adapters?",
+            "`memory.estimate` takes the dtypes as arguments. TRL keeps the adapters of a 4-bit "
+            "base in bf16; the embedding and the norms are in `here.compute_dtype`.",
+            "An `Estimate` has `.trainable`, and `.static` is everything that is held between two "
+            "steps.",
+        ),
+        symptoms={
+            "all_parameters": Symptom(
+                "These parameters include the frozen ones.",
+                "Only A and B of each adapter are trained.",
+            ),
+            "two_targets": Symptom(
+                "These are the adapters on q_proj and v_proj alone.",
+                "Your configuration puts one on every linear layer.",
+            ),
+            "square": Symptom(
+                "Right if every layer were square.",
+                "A pair holds r · (in + out) numbers. `k_proj` is 576 → 192, `up_proj` is "
+                "576 → 1536.",
+            ),
+            "embedding": Symptom(
+                "The embedding is not in 4 bits.",
+                "bitsandbytes quantises linear layers. A fifth of this model's parameters are its "
+                "embedding, in `here.compute_dtype`.",
+            ),
+            "constants": Symptom(
+                "The quantisation constants are missing.",
+                "Every block of 64 weights has an absmax. Chapter 01 counted them.",
+            ),
+            "weights_only": Symptom(
+                "Only the weights are counted.",
+                "What is trained has gradients and AdamW's two states as well.",
+            ),
+            "adapters_fp32": Symptom(
+                "Adapters, gradients and states are counted at 4 bytes.",
+                "TRL keeps adapters on a 4-bit base in bf16. Gradients and states follow.",
+            ),
+        },
+    ),
+    "trained_adapter": Exercise(
+        "trained_adapter",
+        "5.6",
+        hints=(
+            "Look at the loss curve. Does it fall from the first steps on, and does it end near "
+            "zero?",
+        ),
+        symptoms={
+            "missing": Symptom(
+                "There is no adapter to hand in.",
+                "`training.save_adapter(trainer, \"adapter\")` writes the two files beside the "
+                "notebook. Run that cell after training.",
+            ),
+            "untrained": Symptom(
+                "The loss barely moved: the adapter changes nothing.",
+                "B starts at zero and has hardly left it. Did the trainer run? Is the learning "
+                "rate SFTConfig's default of 2e-5, made for full fine-tuning?",
+            ),
+            "other_language": Symptom(
+                "The adapter has learnt, but not this language.",
+                "It changes the model's output and still gets almost nothing right. Was it trained "
+                "on the language that `LANGUAGE` names, with the right completions?",
+            ),
+            "short": Symptom(
+                "On the way: some sentences are right, not yet enough.",
+                "More steps, or a better learning rate. Look where the loss curve ends.",
+            ),
+        },
+    ),
+    "reading": Exercise(
+        "reading",
+        "5.7",
+        hints=(
+            "For each statement find the two rows that differ in nothing else.",
+            "A difference that is smaller than the difference between two seeds of the same "
+            "configuration supports nothing.",
+        ),
+        symptoms={
+            "undecided": Symptom(
+                "A statement is not answered with True or False.",
+                "Every key of the dictionary needs one of the two.",
+            ),
+            "where": Symptom(
+                "Compare rows with equally many trainable parameters.",
+                "q_proj and v_proj at rank 42 hold as many parameters as all linear layers at "
+                "rank 8. Which of the two rows is more accurate?",
+            ),
+            "rank": Symptom(
+                "Compare the effect of the rank with that of the learning rate.",
+                "Take the rows that differ from the main run in rank alone, then those that differ "
+                "in learning rate alone. Which accuracies lie further apart?",
+            ),
+            "control": Symptom(
+                "Look at the shuffled-labels row again.",
+                "Its training data has the same words, the same lengths and the same format. "
+                "What does its accuracy say about where the other rows' accuracy comes from?",
+            ),
+            "quantised": Symptom(
+                "Compare LoRA and QLoRA with the spread of their seeds.",
+                "Is the gap between the two methods larger than the gap between two seeds of one?",
+            ),
+        },
+    ),
+}
+
+
+def quantization_config(config: Any) -> None:
+    """Check a `BitsAndBytesConfig`: NF4, double quantisation, the hardware's compute dtype."""
+    from loralab import hardware
+
+    exercise = EXERCISES["quantization_config"]
+    if not hasattr(config, "bnb_4bit_quant_type"):
+        raise exercise.wrong(
+            f"Expected a BitsAndBytesConfig; got {type(config).__name__}."
+        )
+    if not config.load_in_4bit:
+        raise exercise.wrong("load_in_4bit is not set.", "eight_bit")
+    if config.bnb_4bit_quant_type != "nf4":
+        raise exercise.wrong(f"The quant type is {config.bnb_4bit_quant_type!r}.", "fp4")
+    if not config.bnb_4bit_use_double_quant:
+        raise exercise.wrong("Double quantisation is off.", "no_double")
+    here = hardware.detect()
+    if config.bnb_4bit_compute_dtype != here.compute_dtype:
+        said = config.bnb_4bit_compute_dtype
+        raise exercise.wrong(f"It would compute in {said} on a {here.device}.", "compute")
+    exercise.passed("NF4, double quantisation, computing in "
+                    f"{str(here.compute_dtype).removeprefix('torch.')}")
+
+
+def linear_names(answer: Callable[[Any], Iterable[str]]) -> None:
+    """Check the names found on a Llama, on Phi-3's fused projections, and on Qwen2, all on meta."""
+    exercise = EXERCISES["linear_names"]
+    for name, (model, expected) in _models().items():
+        got = answer(model)
+        case = f"linear_names({name})"
+        if isinstance(got, str) or not isinstance(got, Iterable):
+            raise exercise.wrong(f"{case} should give names; it gave {type(got).__name__}.")
+        got = {str(one) for one in got}
+        if got == expected:
+            continue
+        head = "lm_head" in {one.split(".")[-1] for one in got}
+        if any("." in one for one in got):
+            raise exercise.wrong(f"{case} gave {len(got)} entries, some with dots.", "paths")
+        if head and got - {"lm_head"} == expected:
+            raise exercise.wrong(f"{case} gave lm_head as well.", "head")
+        if got - expected - {"lm_head"} and not got - _last_names(model):
+            extra = sorted(got - expected)[:3]
+            raise exercise.wrong(f"{case} gave {', '.join(extra)} …", "everything")
+        if got and got < expected and all("mlp" not in path for path in _paths(model, got)):
+            raise exercise.wrong(f"{case} gave {sorted(got)}.", "attention_only")
+        raise exercise.wrong(
+            f"{case} gave {sorted(got) or 'nothing'}.",
+            "hard_coded" if got - _last_names(model) else None,
+        )
+    exercise.passed("on three architectures")
+
+
+@lru_cache
+def _models() -> dict[str, tuple[Any, set[str]]]:
+    from torch import device, nn
+    from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config, Qwen2Config
+
+    size = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                num_key_value_heads=2, vocab_size=64, pad_token_id=0)  # fmt: skip
+    found = {}
+    for kind in (LlamaConfig, Phi3Config, Qwen2Config):
+        with device("meta"):
+            model = AutoModelForCausalLM.from_config(kind(**size))
+        paths = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+        names = {path.split(".")[-1] for path in paths} - {"lm_head"}
+        found[f"a {kind.__name__.removesuffix('Config')} model"] = (model, names)
+    return found
+
+
+def _last_names(model: Any) -> set[str]:
+    return {path.split(".")[-1] for path, _ in model.named_modules()}
+
+
+def _paths(model: Any, names: set[str]) -> list[str]:
+    return [path for path, _ in model.named_modules() if path.split(".")[-1] in names]
+
+
+def lora_config(config: Any, model: Any) -> None:
+    """Check a `LoraConfig` against the model that it is meant for."""
+    exercise = EXERCISES["lora_config"]
+    if not hasattr(config, "lora_alpha"):
+        raise exercise.wrong(f"Expected a LoraConfig; got {type(config).__name__}.")
+    if config.r != RANK:
+        raise exercise.wrong(f"r is {config.r}.", "rank")
+    if config.lora_alpha != ALPHA:
+        raise exercise.wrong(f"α/r is {config.lora_alpha}/{config.r}.", "alpha")
+    from torch import nn
+
+    linear = {
+        path.split(".")[-1] for path, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    } - {"lm_head", "base_layer", "default"}  # fmt: skip
+    targets = config.target_modules
+    if targets != "all-linear" and set(targets or ()) != linear:
+        raise exercise.wrong(f"target_modules is {sorted(targets or ()) or None}.", "targets")
+    if str(getattr(config.task_type, "value", config.task_type)) != "CAUSAL_LM":
+        raise exercise.wrong(f"task_type is {config.task_type}.", "task")
+    exercise.passed(f"rank {config.r}, scale {config.lora_alpha / config.r:g}, "
+                    f"{len(linear)} kinds of layers")
+
+
+def format_example(answer: Callable[[Any, str, str], Mapping[str, str]]) -> None:
+    """Check the prompt and completion made from pairs of two languages."""
+    from loralab.tasks.language import Language
+
+    exercise = EXERCISES["format_example"]
+    for seed in ("course", "another"):
+        language = Language(seed)
+        for english, translation in language.pairs(3, "test"):
+            got = answer(language, english, translation)
+            if not isinstance(got, Mapping) or not {"prompt", "completion"} <= set(got):
+                raise exercise.wrong("Expected a dict with prompt and completion.", "one_text")
+            prompt, completion = got["prompt"], got["completion"]
+            if english in completion:
+                raise exercise.wrong(f"The completion is {completion!r}.", "question")
+            if translation in prompt:
+                raise exercise.wrong(f"The prompt is {prompt!r}.", "answer_given")
+            if completion == translation:
+                raise exercise.wrong(f"The completion is {completion!r}.", "no_space")
+            if prompt != language.prompt(english):
+                raise exercise.wrong(
+                    f"The prompt is {prompt!r}; when used the model will see "
+                    f"{language.prompt(english)!r}."
+                )
+            if completion.rstrip() != f" {translation}":
+                raise exercise.wrong(f"The completion is {completion!r}.")
+    exercise.passed("the loss will be on the translation alone")
+
+
+def predicted_run(answer: Mapping[str, float]) -> None:
+    """Check predicted trainable parameters (exactly) and bytes held (to 0.5 %)."""
+    exercise = EXERCISES["predicted_run"]
+    if not isinstance(answer, Mapping) or not {"trainable", "held_bytes"} <= set(answer):
+        raise exercise.wrong("Expected a dict with trainable and held_bytes.")
+    right = run_estimate()
+    arch = memory.describe("smollm2-135m")
+    two = memory.estimate("smollm2-135m", rank=RANK, targets=["q_proj", "v_proj"])
+    exercise.expect_number(
+        'predicted["trainable"]',
+        answer["trainable"],
+        right.trainable,
+        {
+            "all_parameters": arch.parameters + right.trainable,
+            "two_targets": two.trainable,
+            "square": 7 * 30 * RANK * 2 * 576,
+        },
+    )
+    unit = right.weights / arch.rest  # bytes of an unquantised parameter
+    exercise.expect_number(
+        'predicted["held_bytes"]',
+        answer["held_bytes"],
+        right.static,
+        {
+            "embedding": right.static - arch.rest * (unit - 0.5),
+            "constants": right.static - right.constants,
+            "weights_only": right.weights + right.weights_4bit + right.constants + right.adapters,
+            "adapters_fp32": right.static + 8 * right.trainable,
+        },
+        rel_tol=0.005,
+    )
+    exercise.passed(f"{right.trainable:,} parameters, {right.static / 1e6:.1f} MB")
+
+
+def run_estimate() -> memory.Estimate:
+    """What `loralab.memory` predicts for the chapter's run on this hardware."""
+    from loralab import hardware
+
+    compute = hardware.detect().compute_dtype
+    return memory.estimate(
+        "smollm2-135m", "qlora", dtype=compute, adapter_dtype="bf16", rank=RANK,
+        targets="all-linear", checkpointing=False, loss="chunked",
+    )  # fmt: skip
+
+
+def trained_adapter(folder: str | Path, language: Any) -> None:
+    """Check a trained adapter's files and its exact match on held-out sentences of `language`."""
+    exercise = EXERCISES["trained_adapter"]
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        largest = _largest_b(folder / "adapter_model.safetensors")
+    except (OSError, ValueError):
+        raise exercise.wrong(f"{folder}/ does not hold the two files.", "missing") from None
+    if not isinstance(config, dict):
+        raise exercise.wrong("adapter_config.json is not what PEFT writes.", "missing")
+    share = held_out_accuracy(folder, language)
+    said = f"{share:.0%} of {HELD_OUT} held-out sentences are right; {ENOUGH:.0%} are needed."
+    said = said.replace("%", " %")
+    if share >= ENOUGH:
+        exercise.passed(said.split(";")[0])
+        return
+    if largest < 1e-3:
+        raise exercise.wrong(said, "untrained")
+    raise exercise.wrong(said, "short" if share >= 0.15 else "other_language")
+
+
+def _largest_b(path: Path) -> float:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
+    return max((t.abs().max().item() for n, t in tensors.items() if "lora_B" in n), default=0.0)
+
+
+def held_out_accuracy(folder: str | Path, language: Any, count: int = HELD_OUT) -> float:
+    """Exact match, 0…1, of the adapter in `folder` on a 4-bit base."""
+    from loralab import evaluation, training
+
+    model, tokenizer = training.load_adapter(folder)
+    examples = [
+        {"prompt": language.prompt(english), "completion": f" {translation}"}
+        for english, translation in language.pairs(count, "test")
+    ]
+    hits = evaluation.exact_match(model, tokenizer, examples)
+    return sum(hits) / len(hits)
+
+
+def reading(answer: Mapping[str, bool]) -> None:
+    """Check what was read off the comparison, statement by statement."""
+    exercise = EXERCISES["reading"]
+    right = {"where": True, "rank": False, "control": True, "quantised": True}
+    if not isinstance(answer, Mapping) or any(
+        not isinstance(answer.get(key), bool) for key in right
+    ):
+        raise exercise.wrong(f"Expected True or False for each of {list(right)}.", "undecided")
+    for key, value in right.items():
+        if answer[key] != value:
+            raise exercise.wrong(f"{key}: your answer is {answer[key]}.", key)
+    exercise.passed()

@@ -1,0 +1,89 @@
+"""The runs that chapters compare: which they are, and what they gave when they were recorded.
+
+`loralab record` trains every one of them again (about an hour on two CPU cores; minutes on a GPU)
+and rewrites `recorded/runs.json` and the reference adapter. A chapter shows a record with the
+machine and the versions that made it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+
+from loralab import paths, training
+from loralab.training import Run, RunConfig
+
+RUNS = paths.RECORDED / "runs.json"
+REFERENCE = paths.RECORDED / "reference_adapter"
+
+MAIN = RunConfig()  # QLoRA, rank 8 on every linear layer: what chapter 05 trains
+ATTENTION = ("q_proj", "v_proj")
+# Full fine-tuning moves every weight, so each may move less.
+GRID: dict[str, RunConfig] = {
+    "QLoRA": MAIN,
+    "QLoRA, another seed": replace(MAIN, seed=1),
+    "LoRA": replace(MAIN, method="lora"),
+    "LoRA, another seed": replace(MAIN, method="lora", seed=1),
+    "full fine-tuning": replace(MAIN, method="full", learning_rate=2e-4),
+    "QLoRA, shuffled labels": replace(MAIN, shuffle_labels=True),
+    "QLoRA, rank 1": replace(MAIN, r=1, lora_alpha=2),
+    "QLoRA, q and v, rank 8": replace(MAIN, targets=ATTENTION),
+    "QLoRA, q and v, rank 42": replace(MAIN, targets=ATTENTION, r=42, lora_alpha=84),
+    "QLoRA, learning rate 1e-3": replace(MAIN, learning_rate=1e-3),
+    "QLoRA, learning rate 2e-5": replace(MAIN, learning_rate=2e-5),
+    "QLoRA, SQL": replace(MAIN, task="sql", steps=40, test_size=48),
+}
+
+
+def recorded() -> dict[str, Run]:
+    """Every recorded run by its name in `GRID`."""
+    records = json.loads(RUNS.read_text("utf-8"))
+    return {
+        name: Run.from_json(record, REFERENCE if name == "QLoRA" else None)
+        for name, record in records.items()
+    }
+
+
+def runs(names: list[str], how: str = "recorded") -> dict[str, Run]:
+    """The named runs: `how="recorded"` reads what is recorded, "train" trains them here.
+
+    Either way nothing trains twice: finished runs stay in the cache.
+    """
+    if how == "train":
+        return {name: training.run(GRID[name]) for name in names}
+    found = recorded()
+    return {name: found[name] for name in names}
+
+
+def record(names: list[str]) -> Iterator[Run]:
+    """Train the named runs and write each to the records as soon as it is finished."""
+    for name in names:
+        run = training.run(GRID[name], progress=False)
+        records = json.loads(RUNS.read_text("utf-8")) if RUNS.exists() else {}
+        records[name] = run.to_json()
+        ordered = {known: records[known] for known in GRID if known in records}
+        paths.RECORDED.mkdir(exist_ok=True)
+        RUNS.write_text(json.dumps(ordered, indent=1) + "\n", "utf-8")
+        yield run
+
+
+def conclusions(found: dict[str, Run]) -> dict[str, bool]:
+    """What the runs say about the four statements of exercise 5.7.
+
+    `where`: at equal parameters, all linear layers do better than q and v alone. `rank`: going
+    from rank 8 to rank 1 costs more than a five times smaller learning rate. `control`: without
+    the right pairing nothing is learnt. `quantised`: the gap between LoRA and QLoRA is within the
+    spread of seeds.
+    """
+    accuracy = {name: run.accuracy for name, run in found.items()}
+    main = accuracy["QLoRA"]
+    lora = [accuracy["LoRA"], accuracy["LoRA, another seed"]]
+    qlora = [main, accuracy["QLoRA, another seed"]]
+    overlap = min(max(lora), max(qlora)) >= max(min(lora), min(qlora))
+    return {
+        "where": main > accuracy["QLoRA, q and v, rank 42"],
+        "rank": main - accuracy["QLoRA, rank 1"] > main - accuracy["QLoRA, learning rate 1e-3"],
+        "control": accuracy["QLoRA, shuffled labels"] < 0.05,
+        "quantised": overlap,
+    }
