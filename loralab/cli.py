@@ -1,0 +1,152 @@
+"""`loralab`: what a student types."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from typer.core import TyperGroup
+
+from loralab import paths
+from loralab.errors import CourseError
+
+console = Console(highlight=False, soft_wrap=True)
+complain = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class _Commands(TyperGroup):
+    """Shows a `CourseError` as its two lines, with exit code 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CourseError as error:
+            _show(error, "red")
+            raise typer.Exit(1) from None
+
+
+def _show(error: CourseError, colour: str) -> None:
+    complain.print(f"[{colour}]{escape(error.message)}[/]")
+    complain.print(f"→ {escape(error.remedy)}")
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="The LoRA Lab course: open it, check the computer, start a chapter over, hand it in.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Chapter = Annotated[str, typer.Argument(metavar="CHAPTER", help="01, or 01_memory_math.")]
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def lab(
+    context: typer.Context,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Only print the address.")
+    ] = False,
+) -> None:
+    """Open the course in JupyterLab. Further arguments go to JupyterLab (--port=9000)."""
+    from loralab import base_model, workspace
+    from loralab import lab as jupyter
+
+    copied = workspace.copy_missing()
+    if copied:
+        console.print(f"Copied to work/: {', '.join(copied)}")
+    try:
+        base_model.ensure()
+    except CourseError as error:
+        # The first chapters need no model; who has no network today can begin.
+        _show(error, "yellow")
+        complain.print("Chapters that train a model wait for it; the others work now.")
+    console.print("Opening JupyterLab; Ctrl+C twice in this window ends it.")
+    jupyter.start((["--no-browser"] if no_browser else []) + context.args)
+
+
+@app.command()
+def doctor() -> None:
+    """Check this computer: one line an item, with the fix beside each failure."""
+    from loralab import doctor as report
+
+    with console.status("looking"):
+        items = report.report()
+    for item in items:
+        colour = "green" if item.ok else "red"
+        mark, line = str(item)[:7], str(item)[7:]
+        console.print(f"[{colour}]{escape(mark)}[/]{escape(line)}")
+    console.print(report.summary(items))
+    if not all(item.ok for item in items):
+        raise typer.Exit(1)
+
+
+@app.command()
+def reset(chapter: Chapter) -> None:
+    """Start a chapter over. The old one is kept beside the fresh copy."""
+    from loralab import workspace
+
+    before = workspace.kept(chapter)
+    fresh = workspace.reset(chapter)
+    console.print(f"Fresh copy: {_short(fresh)}")
+    for old in workspace.kept(chapter):
+        if old not in before:
+            console.print(f"Your old one: {_short(old)}/")
+    console.print("If it is open in JupyterLab: File ▸ Reload Notebook from Disk.")
+
+
+@app.command()
+def submit(chapter: Chapter) -> None:
+    """Look a chapter over and pack it for handing in."""
+    from loralab import workspace
+
+    found = workspace.look_over(chapter)
+    archive = workspace.pack(found)
+    console.print(f"[bold]{found.chapter}[/], saved {_ago(found.notebook.stat().st_mtime)}")
+    for grade_id, state in found.exercises.items():
+        _line(state == workspace.WRITTEN, grade_id, state)
+    for name in found.missing_files:
+        _line(False, name, "missing: the chapter's last cells save it")
+    for wrong, remedy in found.notes:
+        _line(False, "note", f"{wrong} → {remedy}")
+    console.print(f"\nPacked in [bold]{_short(archive)}[/]:")
+    for name, path in found.files.items():
+        console.print(f"  {escape(name)}  ({_size(path.stat().st_size)})")
+    if found.complete:
+        console.print("\nEverything is there. Hand this file in.")
+    else:
+        console.print("\nIt can be handed in as it is; what is open earns no points. "
+                      "Submit again when you have done more.")
+
+
+def _line(ok: bool, name: str, state: str) -> None:
+    mark = "[green]✓[/]" if ok else "[yellow]○[/]"
+    console.print(f"  {mark} {escape(name)}: {escape(state)}")
+
+
+def _short(path: Any) -> str:
+    inside = path.is_relative_to(paths.PROJECT)
+    return escape(str(path.relative_to(paths.PROJECT) if inside else path))
+
+
+def _size(count: int) -> str:
+    if count < 1_000_000:
+        return f"{max(count, 1000) / 1e3:.0f} kB"
+    return f"{count / 1e6:.1f} MB"
+
+
+def _ago(moment: float) -> str:
+    """How long ago a file was saved: work that was not saved is not handed in."""
+    seconds = max(0, time.time() - moment)
+    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= length:
+            count = int(seconds // length)
+            return f"{count} {unit}{'s' if count > 1 else ''} ago"
+    return "just now"
+
+
+if __name__ == "__main__":
+    app()
