@@ -149,11 +149,12 @@ def _torch() -> Item:
 
 def _bitsandbytes() -> Item:
     """A 4-bit layer computes what its dequantised weight says."""
-    import bitsandbytes
     import torch
 
     here = hardware.detect()
     with quiet(), torch.no_grad():
+        import bitsandbytes
+
         layer = bitsandbytes.nn.Linear4bit(
             64, 64, bias=False, compute_dtype=here.compute_dtype, quant_type="nf4"
         ).to(here.device)
