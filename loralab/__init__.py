@@ -1,6 +1,8 @@
 """LoRA Lab: what the course's notebooks import."""
 
+import logging
 import os
+import warnings
 
 # No telemetry and no noise, set before any library reads its environment.
 # A user's own setting wins.
@@ -8,5 +10,9 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# Two remarks that no student can act on: bitsandbytes on an optional kernel, and PEFT's use of a
+# name that transformers renames.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"peft\.")
 
 __version__ = "0.1.0"

@@ -162,7 +162,6 @@ def load(
 
     from loralab import four_bit, hardware
 
-    four_bit.bitsandbytes()
     here = hardware.detect()
     with _clear_messages(model_id), quiet():
         model = AutoModelForCausalLM.from_pretrained(

@@ -122,6 +122,26 @@ def submit(chapter: Chapter) -> None:
                       "Submit again when you have done more.")
 
 
+@app.command()
+def record(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN]...", help="Names of runs; all by default.")
+    ] = None,
+) -> None:
+    """Train the runs that chapters compare, and write what they gave into the records."""
+    from loralab import recorded_runs
+
+    unknown = sorted(set(names or ()) - set(recorded_runs.GRID))
+    if unknown:
+        raise CourseError(
+            f"No run is called {', '.join(unknown)}.",
+            f"There are: {', '.join(recorded_runs.GRID)}.",
+        )
+    for run in recorded_runs.record(names or list(recorded_runs.GRID)):
+        console.print(f"{run.config.method} r={run.config.r}: {run.accuracy:.2f} "
+                      f"in {run.seconds:.0f} s")
+
+
 def _line(ok: bool, name: str, state: str) -> None:
     mark = "[green]✓[/]" if ok else "[yellow]○[/]"
     console.print(f"  {mark} {escape(name)}: {escape(state)}")

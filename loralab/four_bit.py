@@ -1,9 +1,6 @@
-"""bitsandbytes' 4-bit layers: imported quietly, made from a model's own, kept right on every CPU."""
+"""bitsandbytes' 4-bit layers: made from a model's own, kept right on every CPU."""
 
 from __future__ import annotations
-
-import logging
-from typing import Any
 
 from torch import nn
 
@@ -16,9 +13,9 @@ def quantise(model: nn.Module, *, double_quant: bool = True, quant_type: str = "
     For small models built in a notebook. Real ones are quantised by `from_pretrained`, which
     stores the same bytes.
     """
+    import bitsandbytes as bnb
     from transformers.pytorch_utils import Conv1D
 
-    bnb = bitsandbytes()
     for path in [layer.path for layer in memory.describe(model).linear]:
         old = model.get_submodule(path)
         weight = old.weight.data.T.contiguous() if isinstance(old, Conv1D) else old.weight.data
@@ -47,15 +44,3 @@ def keep_weights_intact(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-
-
-def bitsandbytes() -> Any:
-    """bitsandbytes, imported without its remark about an optional kernel on stderr."""
-    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        import bitsandbytes as library
-    finally:
-        logger.setLevel(level)
-    return library

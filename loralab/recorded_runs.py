@@ -30,7 +30,7 @@ GRID: dict[str, RunConfig] = {
     "QLoRA, rank 1": replace(MAIN, r=1, lora_alpha=2),
     "QLoRA, q and v, rank 8": replace(MAIN, targets=ATTENTION),
     "QLoRA, q and v, rank 42": replace(MAIN, targets=ATTENTION, r=42, lora_alpha=84),
-    "QLoRA, learning rate 1e-3": replace(MAIN, learning_rate=1e-3),
+    "QLoRA, learning rate 6e-4": replace(MAIN, learning_rate=6e-4),
     "QLoRA, learning rate 2e-5": replace(MAIN, learning_rate=2e-5),
     "QLoRA, SQL": replace(MAIN, task="sql", steps=40, test_size=48),
 }
@@ -83,7 +83,31 @@ def conclusions(found: dict[str, Run]) -> dict[str, bool]:
     overlap = min(max(lora), max(qlora)) >= max(min(lora), min(qlora))
     return {
         "where": main > accuracy["QLoRA, q and v, rank 42"],
-        "rank": main - accuracy["QLoRA, rank 1"] > main - accuracy["QLoRA, learning rate 1e-3"],
+        "rank": main - accuracy["QLoRA, rank 1"] > main - accuracy["QLoRA, learning rate 6e-4"],
         "control": accuracy["QLoRA, shuffled labels"] < 0.05,
         "quantised": overlap,
     }
+
+
+def table(found: dict[str, Run]) -> str:
+    """The runs as aligned text: parameters trained, bytes held after a step, time, accuracy."""
+    rows = [("run", "trained", "held", "peak", "training", "right")]
+    for name, run in found.items():
+        rows.append(
+            (
+                name,
+                f"{run.trainable / 1e6:.2f} M",
+                f"{sum(run.held_bytes.values()) / 1e6:.0f} MB",
+                f"{run.peak_bytes / 1e6:.0f} MB",
+                f"{run.seconds:.0f} s",
+                f"{run.accuracy:.2f}",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.rjust(width) if i else cell.ljust(width)
+                  for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
+    machines = sorted({run.machine for run in found.values()})
+    return "\n".join([*lines, f"measured on: {'; '.join(machines)}"])

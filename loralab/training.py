@@ -45,8 +45,8 @@ class RunConfig:
     r: int = 8
     lora_alpha: int = 16
     targets: str | tuple[str, ...] = "all-linear"
-    learning_rate: float = 5e-3
-    steps: int = 120
+    learning_rate: float = 3e-3
+    steps: int = 160
     batch_size: int = 8
     task: str = "language"
     task_seed: str = "course"
@@ -122,7 +122,10 @@ def run(config: RunConfig, *, progress: bool = True) -> Run:
 
     Raises `CourseError` where the base model cannot be had.
     """
-    key = _digest({"config": asdict(config), "versions": versions(), **_place(config.model_id)})
+    data = _digest([examples(config), examples(config, "test")])
+    key = _digest(
+        {"config": asdict(config), "data": data, "versions": versions(), **_place(config.model_id)}
+    )
     store = paths.cache() / "runs" / key
     found = _read_run(store)
     if found:
@@ -137,7 +140,7 @@ def run(config: RunConfig, *, progress: bool = True) -> Run:
         held_bytes=measure.held_after_step(trainer),
         peak_bytes=measure.training_step_peak(trainer).bytes,
         history=tuple(history),
-        machine=hardware.describe(),
+        machine=_machine(),
         versions=versions(),
     )
 
@@ -148,6 +151,14 @@ def run(config: RunConfig, *, progress: bool = True) -> Run:
 
     _store(store, fill)
     return replace(result, adapter=store if config.method != "full" else None)
+
+
+def _machine() -> str:
+    import torch
+
+    threads = torch.get_num_threads()
+    line = hardware.describe().removeprefix("Hardware: ")
+    return line if hardware.detect().device == "cuda" else f"{line}, {threads} threads"
 
 
 def _read_run(store: Path) -> Run | None:

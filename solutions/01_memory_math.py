@@ -34,18 +34,15 @@ except ModuleNotFoundError:
 notebook.start("01")
 
 import math
-import warnings
 
+import bitsandbytes as bnb  # the library of the 4-bit layers
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import torch
 from transformers import LlamaConfig
 
-from loralab import four_bit, measure, memory, plots, predictions, quiz
+from loralab import measure, memory, plots, predictions, quiz
 from loralab.checks import ch01 as check
-
-bnb = four_bit.bitsandbytes()  # the library of the 4-bit layers
-warnings.filterwarnings("ignore", category=FutureWarning)  # PEFT uses a name that transformers renames
 
 # %% tags=["parameters"]
 MODEL = "llama-2-7b"  # any name in memory.ARCHITECTURES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import bitsandbytes
 import pytest
 import torch
 from transformers import GPT2Config, LlamaConfig
@@ -32,7 +33,6 @@ def gpt2(layers: int = 2) -> GPT2Config:
 
 def prepared(config, method, dtype, adapter_dtype, targets="all-linear", double_quant=True, rank=4):
     """A real model on the CPU, ready for one training step."""
-    four_bit.bitsandbytes()
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
@@ -53,7 +53,7 @@ def prepared(config, method, dtype, adapter_dtype, targets="all-linear", double_
 def optimizer_of(model, name):
     make = {
         "adamw": torch.optim.AdamW,
-        "adamw_8bit": four_bit.bitsandbytes().optim.AdamW8bit,
+        "adamw_8bit": bitsandbytes.optim.AdamW8bit,
         "sgd": torch.optim.SGD,
     }[name]
     return make([p for p in model.parameters() if p.requires_grad], lr=1e-4)
@@ -164,7 +164,7 @@ def test_mixed_precision_with_master_weights():
 @pytest.mark.parametrize("shape", [(64, 64), (33, 7), (1000, 128), (300, 4100)])
 @pytest.mark.parametrize("double_quant", [True, False])
 def test_nf4_bytes_of_one_layer(shape, double_quant):
-    bnb = four_bit.bitsandbytes()
+    bnb = bitsandbytes
     layer = bnb.nn.Linear4bit(
         *shape, bias=False, quant_type="nf4", compress_statistics=double_quant
     ).to("cpu")
@@ -176,7 +176,6 @@ def test_nf4_bytes_of_one_layer(shape, double_quant):
 @pytest.mark.parametrize("config", [llama(), gpt2()], ids=["llama", "gpt2"])
 @pytest.mark.parametrize("double_quant", [True, False])
 def test_from_pretrained_stores_the_same_bytes(config, double_quant, tmp_path):
-    four_bit.bitsandbytes()
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     memory.build(config, device="cpu").save_pretrained(tmp_path)

@@ -16,7 +16,7 @@ from itertools import chain
 import torch
 from torch import nn
 
-from loralab import four_bit, measure, memory
+from loralab import measure, memory
 from loralab.checks import Exercise, Symptom
 from loralab.errors import CourseError
 
@@ -326,7 +326,6 @@ def _counted_lora(base: torch.dtype, adapter: torch.dtype) -> tuple[int, int, in
     """(base parameters, adapter parameters, bytes held) of a PEFT model after one real step."""
     from transformers import LlamaConfig
 
-    four_bit.bitsandbytes()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from peft import LoraConfig, get_peft_model
@@ -392,7 +391,8 @@ def lora_state_bytes(answer: Callable[[int, int, torch.dtype, torch.dtype], floa
 @lru_cache
 def _counted_nf4(shapes: tuple[tuple[int, int], ...], double_quant: bool) -> int:
     """Bytes of bitsandbytes' own 4-bit layers of these (in, out) shapes, constants included."""
-    bnb = four_bit.bitsandbytes()
+    import bitsandbytes as bnb
+
     torch.manual_seed(0)
     layers = nn.ModuleList(
         bnb.nn.Linear4bit(i, o, bias=False, quant_type="nf4", compress_statistics=double_quant)

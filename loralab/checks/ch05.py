@@ -23,7 +23,7 @@ HELD_OUT = 64  # sentences it is tried on
 EXERCISES = {
     "quantization_config": Exercise(
         "quantization_config",
-        "5.1",
+        "5.2",
         hints=(
             "Print `BitsAndBytesConfig(load_in_4bit=True)`. Which of its four defaults are not "
             "what the exercise asks for?",
@@ -54,7 +54,7 @@ EXERCISES = {
     ),
     "linear_names": Exercise(
         "linear_names",
-        "5.2",
+        "5.3",
         hints=(
             "`model.named_modules()` gives pairs of a path and a module. Which modules are of the "
             "class that LoRA goes into?",
@@ -90,7 +90,7 @@ EXERCISES = {
     ),
     "lora_config": Exercise(
         "lora_config",
-        "5.3",
+        "5.4",
         hints=(
             "What is PEFT's default for `lora_alpha`? Print `LoraConfig()`.",
             "The update is scaled by `lora_alpha / r`. The exercise gives you the scale and `r`.",
@@ -114,7 +114,7 @@ EXERCISES = {
     ),
     "format_example": Exercise(
         "format_example",
-        "5.4",
+        "5.1",
         hints=(
             "Which part should the model learn to *write*? Only that belongs in the completion.",
             "`language.prompt(english)` is what the model will see when it is used. The completion "
@@ -473,8 +473,10 @@ def held_out_accuracy(folder: str | Path, language: Any, count: int = HELD_OUT) 
 
 def reading(answer: Mapping[str, bool]) -> None:
     """Check what was read off the comparison, statement by statement."""
+    from loralab import recorded_runs
+
     exercise = EXERCISES["reading"]
-    right = {"where": True, "rank": False, "control": True, "quantised": True}
+    right = recorded_runs.conclusions(recorded_runs.recorded())
     if not isinstance(answer, Mapping) or any(
         not isinstance(answer.get(key), bool) for key in right
     ):
