@@ -13,6 +13,6 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # Two remarks that no student can act on: bitsandbytes on an optional kernel, and PEFT's use of a
 # name that transformers renames.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-warnings.filterwarnings("ignore", category=FutureWarning, module=r"peft\.")
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 __version__ = "0.1.0"

@@ -191,7 +191,7 @@ def build_trainer(config: RunConfig, *, progress: bool = True) -> "SFTTrainer":
     import torch
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import set_seed
+    from transformers import PrinterCallback, set_seed
     from trl import SFTTrainer
 
     here = hardware.detect()
@@ -210,7 +210,7 @@ def build_trainer(config: RunConfig, *, progress: bool = True) -> "SFTTrainer":
         )
     set_seed(config.seed)
     with quiet():
-        return SFTTrainer(
+        trainer = SFTTrainer(
             model=model,
             args=sft_config(
                 steps=config.steps,
@@ -223,6 +223,9 @@ def build_trainer(config: RunConfig, *, progress: bool = True) -> "SFTTrainer":
             processing_class=base_model.load_tokenizer(config.model_id),
             peft_config=peft_config,
         )
+    if not progress:
+        trainer.remove_callback(PrinterCallback)  # stands in for a bar, a line for each log
+    return trainer
 
 
 def sft_config(

@@ -41,12 +41,15 @@ class Shop:
         return f"customers(name, city, age, orders, spent)\n{question}\nSQL:"
 
     def pairs(self, count: int, split: str = "train", seed: int = 0) -> list[Pair]:
-        """`count` different questions with a query that answers each."""
+        """`count` different questions with a query that answers each.
+
+        Every answer has rows: an empty one would be met by most wrong queries too.
+        """
         chance = random.Random(f"questions:{split}:{seed}")
         seen: dict[str, Pair] = {}
         while len(seen) < count:
             pair = _question(chance)
-            if in_split(pair.source, split):
+            if in_split(pair.source, split) and self.execute(pair.target) not in ([], [(None,)]):
                 seen.setdefault(pair.source, pair)
         return list(seen.values())
 
