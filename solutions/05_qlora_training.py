@@ -32,15 +32,6 @@ except ModuleNotFoundError:
     raise ImportError("This kernel is not the course's. Start JupyterLab with `make lab` and choose the kernel 'Python 3 (ipykernel)'.") from None
 notebook.start("05")
 
-# %% tags=["parameters"]
-MODEL_ID = "embedded"  # or a hub id such as "meta-llama/Llama-3.2-1B", or a folder
-LANGUAGE = "course"  # the seed of your language: any text
-STEPS = 160  # optimizer steps
-BATCH = 8  # sentences in each
-LEARNING_RATE = 3e-3
-COMPARE = "recorded"  # "train" trains all comparisons again, here
-
-# %%
 import matplotlib.pyplot as plt
 import torch
 from datasets import Dataset
@@ -56,6 +47,14 @@ from loralab.tasks.language import Language
 
 here = hardware.detect()
 
+# %% tags=["parameters"]
+MODEL_ID = "embedded"  # or a hub id such as "meta-llama/Llama-3.2-1B", or a folder
+LANGUAGE = "course"  # the seed of your language: any text
+STEPS = 160  # optimizer steps
+BATCH = 8  # sentences in each
+LEARNING_RATE = 3e-3
+COMPARE = "recorded"  # "train" trains all comparisons again, here
+
 # %% [markdown]
 # ## 1. A language that does not exist
 #
@@ -70,8 +69,7 @@ for english, translation in language.pairs(5):
 # The verb comes last; adjectives and numbers follow their noun; endings mark plural, object and past. After a number the plural ending drops. Change `LANGUAGE` above, and you get another vocabulary, other endings, another word order for adjectives and numbers.
 #
 # The sentences are split by a hash of their text: no test sentence is ever a training sentence.
-
-# %% [markdown]
+#
 # ### Exercise 5.1 — write `format_example`
 #
 # > Difficulty 2/5 · about 6 minutes · 3 points
@@ -102,8 +100,7 @@ print(examples[0]["prompt"] + examples[0]["completion"])
 
 # %% [markdown]
 # > **In short.** A task of which nothing can be known beforehand; a prompt that the model reads; a completion that it learns to write.
-
-# %% [markdown]
+#
 # ## 2. A base model in 4 bits
 #
 # ### Exercise 5.2 — write `make_quantization_config`
@@ -141,8 +138,7 @@ for part in ("weights_4bit", "constants", "weights"):
 # The three lines add up to more than the footprint: transformers does not see the constants. And most of this model's bytes are *not* in 4 bits: its embedding is a fifth of all parameters, in the compute dtype. In a 7B model it is a fiftieth, and in bf16.
 #
 # *Is the 16-bit model the original?* Not quite: the embedded one was published in 4 bits (Q4_1) and has been rounded once before.
-
-# %% [markdown]
+#
 # What does the base know of the language? Give it a fair chance: a prompt with eight solved examples.
 
 # %% timeout=600
@@ -157,10 +153,8 @@ print(evaluation.complete(model, tokenizer, [held_out[0]["prompt"]]))
 # *How is exact match counted without writing anything?* One forward pass over prompt and right answer: if the most likely token is the right one at every place, then writing greedily gives exactly this answer.
 #
 # *Evaluate, then train: is that safe in 4 bits?* Not everywhere. On CPUs with AVX512-BF16 instructions bitsandbytes 0.50 repacks a layer at the first evaluation, and gradients are wrong from then on, without a word. `base_model.load` switches the repacking off.
-
-# %% [markdown]
+#
 # > **In short.** 4-bit linear layers with their constants; embedding and norms stay as they are; and a base that cannot do the task, even when shown how.
-
 # %% [markdown]
 # ## 3. Adapters
 #
@@ -219,7 +213,6 @@ check.lora_config(make_lora_config(model), model)
 
 # %% [markdown]
 # > **In short.** Read names off the model, never from memory; what acts is α/r, and PEFT's default α is 8 whatever the rank.
-
 # %% [markdown]
 # ## 4. A prediction
 #
@@ -246,7 +239,6 @@ check.predicted_run(predicted())
 
 # %% [markdown]
 # > **In short.** You have committed yourself. Now measure.
-
 # %% [markdown]
 # ## 5. The run
 #
@@ -275,7 +267,7 @@ trainer.model.print_trainable_parameters()
 # %%
 batch = next(iter(trainer.get_train_dataloader()))
 for token, label in zip(batch["input_ids"][0], batch["labels"][0], strict=True):
-    if batch["attention_mask"].numel() and token != tokenizer.pad_token_id or label != -100:
+    if token != tokenizer.pad_token_id or label != -100:
         print(repr(tokenizer.decode(token)), end=" " if label == -100 else "← ")
 print("\n(← : the loss is taken here)")
 
@@ -296,8 +288,6 @@ print("largest difference of a logit:", (with_adapters - base).abs().max().item(
 
 # %% timeout=3600
 history, seconds = training.fit(trainer)
-
-# %%
 plots.loss_curve(history, title=f"Training loss, {seconds:.0f} s")
 plt.show()
 
@@ -330,7 +320,6 @@ check.trained_adapter("adapter", language)
 
 # %% [markdown]
 # > **In short.** A 4-bit model cannot be trained, but what stands beside it can. All that was learnt fits into a file fifty times smaller than the model.
-
 # %% [markdown]
 # ## 6. Predicted against measured
 #
@@ -348,11 +337,9 @@ predictions.compare("peak of a step", estimate.total / 1e6, peak.bytes / 1e6, "M
 
 # %% [markdown]
 # What is *held* is predicted to the byte. The *peak* is not: between forward and backward pass the activations are alive, and their closed form covers a Llama block, not what each kernel allocates for a moment. On a GPU the number is `torch.cuda.max_memory_allocated`; on a CPU every tensor is followed from its making to its end. `nvidia-smi` would show more than either: reserved memory and the CUDA context.
-
-# %% [markdown]
+#
 # > **In short.** Held bytes are arithmetic. The rest of the peak depends on batch, length and kernels.
-
-# %% [markdown]
+#
 # ## 7. What mattered?
 #
 # The same task with other methods and settings. Each row is one run; `COMPARE = "train"` repeats them on this computer (about an hour on two cores).
@@ -369,8 +356,7 @@ plt.show()
 # *Alt text: horizontal bars of exact match for each run, with 95 % intervals; shuffled labels and the smallest learning rate are at zero, q and v alone far below all linear layers at equal parameters.*
 #
 # The lines are 95 % intervals for 96 test sentences. They do not include the luck of the seed: for that, compare the rows that differ in nothing else.
-
-# %% [markdown]
+#
 # ### Exercise 5.7 — write `reading`
 #
 # > Difficulty 3/5 · about 8 minutes · 4 points
@@ -398,14 +384,15 @@ check.reading(reading())
 # The last row is another task: questions to SQL, scored by *running* the query in SQLite. There the base fails mostly by format, and forty steps suffice. It will come back in the capstone.
 #
 # > **In short.** Where adapters sit and how fast they learn can matter more than their rank. One or two seeds settle no close race.
-
-# %% [markdown]
+#
 # ## 8. Self-check questions
 
 # %%
 quiz.show("05")
 
 # %% [markdown]
+# > **In short.** Each wrong answer is a mistake that somebody made. Read why.
+#
 # ---
 # In this chapter you have:
 #
