@@ -236,26 +236,27 @@ def sft_config(
     from trl import SFTConfig
 
     here = hardware.detect()
-    return SFTConfig(
-        output_dir=str(paths.cache() / "trainer"),
-        max_steps=steps,
-        per_device_train_batch_size=batch_size,
-        learning_rate=learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=max(1, steps // 20),
-        weight_decay=0.0,
-        max_length=128,
-        gradient_checkpointing=False,
-        use_cpu=here.device == "cpu",
-        bf16=here.compute_dtype == torch.bfloat16,
-        fp16=here.compute_dtype == torch.float16,
-        dataloader_pin_memory=here.device == "cuda",
-        logging_steps=max(1, steps // 24),
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=not progress,
-        seed=seed,
-    )
+    with quiet():  # transformers remarks on a setting's next name
+        return SFTConfig(
+            output_dir=str(paths.cache() / "trainer"),
+            max_steps=steps,
+            per_device_train_batch_size=batch_size,
+            learning_rate=learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=max(1, steps // 20),
+            weight_decay=0.0,
+            max_length=128,
+            gradient_checkpointing=False,
+            use_cpu=here.device == "cpu",
+            bf16=here.compute_dtype == torch.bfloat16,
+            fp16=here.compute_dtype == torch.float16,
+            dataloader_pin_memory=here.device == "cuda",
+            logging_steps=max(1, steps // 24),
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=not progress,
+            seed=seed,
+        )
 
 
 def fit(trainer: "SFTTrainer") -> tuple[list[tuple[int, float]], float]:

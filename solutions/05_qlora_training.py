@@ -143,9 +143,9 @@ for part in ("weights_4bit", "constants", "weights"):
 
 # %% timeout=600
 shots = "\n\n".join(e["prompt"] + e["completion"] for e in examples[:8]) + "\n\n"
-few_shot = [{**example, "prompt": shots + example["prompt"]} for example in held_out[:16]]
+few_shot = [{**example, "prompt": shots + example["prompt"]} for example in held_out[:8]]
 before = sum(evaluation.exact_match(model, tokenizer, held_out)) / len(held_out)
-before_few_shot = sum(evaluation.exact_match(model, tokenizer, few_shot, batch_size=4)) / 16
+before_few_shot = sum(evaluation.exact_match(model, tokenizer, few_shot, batch_size=4)) / 8
 print(f"exact match before training: {before:.2f}; with eight examples: {before_few_shot:.2f}")
 print(evaluation.complete(model, tokenizer, [held_out[0]["prompt"]]))
 
@@ -246,9 +246,9 @@ check.predicted_run(predicted())
 
 # %%
 sft_config = training.sft_config(steps=STEPS, batch_size=BATCH, learning_rate=LEARNING_RATE)
-for name in ("learning_rate", "gradient_checkpointing", "bf16", "max_steps", "lr_scheduler_type"):
+for name in ("learning_rate", "gradient_checkpointing", "bf16", "max_steps"):
     default = SFTConfig.__dataclass_fields__[name].default
-    print(f"{name:24} {getattr(sft_config, name)!s:24} default {default}")
+    print(f"{name:24} {getattr(sft_config, name)!s:8} default {default}")
 
 # %% timeout=600
 set_seed(0)
