@@ -189,7 +189,7 @@ def test_no_network_for_real(tmp_path, monkeypatch, capsys):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
-    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setenv("PIP_RETRIES", "1")
     with pytest.raises(environment.Stop, match="does not answer"):
         environment.pip(sys.executable, ["--dry-run", "no-such-package-of-the-course==1"])
 
