@@ -85,6 +85,11 @@ def start(arguments: Sequence[str]) -> NoReturn:
     try:
         for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR", "IPYTHONDIR"):
             Path(ours[name]).mkdir(parents=True, exist_ok=True)
+        # A kernel says on the terminal that it listens on this machine; nobody asked.
+        profile = Path(ours["IPYTHONDIR"], "profile_default")
+        profile.mkdir(exist_ok=True)
+        (profile / "ipython_kernel_config.json").write_text(
+            '{"IPKernelApp": {"log_level": 40}}\n', "utf-8")
         os.chdir(paths.WORK)
     except OSError as error:
         raise CourseError(

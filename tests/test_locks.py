@@ -38,27 +38,33 @@ def version(pin: Requirement) -> str:
     return one.version
 
 
-def direct(*extras: str) -> list[Requirement]:
-    texts = PROJECT["dependencies"] + [
-        text for extra in extras for text in PROJECT["optional-dependencies"][extra]]
+def named(texts: list[str]) -> list[Requirement]:
     found = [Requirement(text) for text in texts]
     return [requirement for requirement in found if requirement.name != PROJECT["name"]]
 
 
+EXTRAS = PROJECT["optional-dependencies"]
+DIRECT = named(PROJECT["dependencies"] + EXTRAS["autograder"])
+TESTING = named(EXTRAS["test"])
+
+
 def closure(requirements: list[Requirement]) -> set[str]:
-    """What `requirements` bring with them, as installed here."""
-    found: set[str] = set()
-    todo = [(requirement.name, tuple(requirement.extras)) for requirement in requirements]
+    """What `requirements` bring with them, as installed here, and themselves."""
+    found: set[tuple[str, tuple[str, ...]]] = set()
+    todo = list(requirements)
     while todo:
-        name, extras = todo.pop()
-        for text in importlib.metadata.requires(name) or ():
+        wanted = todo.pop()
+        key = (canonicalize_name(wanted.name), tuple(sorted(wanted.extras)))
+        if key in found:
+            continue
+        found.add(key)
+        for text in importlib.metadata.requires(wanted.name) or ():
             needed = Requirement(text)
-            wanted = needed.marker is None or any(
-                needed.marker.evaluate({"extra": extra}) for extra in ("", *extras))
-            if wanted and canonicalize_name(needed.name) not in found:
-                todo.append((needed.name, tuple(needed.extras)))
-                found.add(canonicalize_name(needed.name))
-    return found | {canonicalize_name(requirement.name) for requirement in requirements}
+            if needed.marker is None or any(
+                needed.marker.evaluate({"extra": extra}) for extra in ("", *key[1])
+            ):
+                todo.append(needed)
+    return {name for name, _ in found}
 
 
 @pytest.mark.parametrize("path", [LOCK, TEST_LOCK], ids=["lock", "test lock"])
@@ -77,27 +83,27 @@ def test_the_test_lock_adds_and_never_repeats():
     assert {"pytest", "playwright"} <= pins(TEST_LOCK).keys()
 
 
-@pytest.mark.parametrize("requirement", direct("autograder"), ids=str)
+@pytest.mark.parametrize("requirement", DIRECT, ids=str)
 def test_each_direct_dependency_is_locked_within_its_range(requirement):
     locked = version(pins(LOCK)[canonicalize_name(requirement.name)])
     assert requirement.specifier.contains(locked, prereleases=True)
 
 
-@pytest.mark.parametrize("requirement", direct("test"), ids=str)
+@pytest.mark.parametrize("requirement", TESTING, ids=str)
 def test_each_test_dependency_is_locked_within_its_range(requirement):
     locked = version(pins(TEST_LOCK)[canonicalize_name(requirement.name)])
     assert requirement.specifier.contains(locked, prereleases=True)
 
 
 def test_nothing_that_is_needed_floats():
-    needed = {name for name in closure(direct("autograder")) if not name.startswith(FLOATING)}
+    needed = {name for name in closure(DIRECT) if not name.startswith(FLOATING)}
     assert needed <= pins(LOCK).keys()
 
 
 def test_nothing_is_locked_that_nobody_needs():
     here = {name for name, pin in pins(LOCK).items()
             if pin.marker is None or pin.marker.evaluate()}
-    assert here <= closure(direct("autograder")) | {"setuptools"}
+    assert here <= closure(DIRECT) | {"setuptools"}
 
 
 def test_each_locked_version_runs_on_the_oldest_python():
@@ -133,7 +139,7 @@ def test_environment_yml_pins_what_the_lock_pins():
     }
     locked = pins(LOCK)
     assert conda == {name: version(locked[name]) for name in conda}
-    assert conda.keys() == {canonicalize_name(r.name) for r in direct("autograder")}
+    assert conda.keys() == {canonicalize_name(r.name) for r in DIRECT}
     assert [line for line in PIP_SECTION if line.startswith("-")] == ["-c requirements.lock", "-e ."]
 
 
