@@ -319,7 +319,7 @@ check.trained_adapter("adapter", language)
 # %% [markdown] help="trained_adapter"
 
 # %% [markdown]
-# > **In short.** A 4-bit model cannot be trained, but what stands beside it can. All that was learnt fits into a file fifty times smaller than the model.
+# > **In short.** A 4-bit model cannot be trained, but what stands beside it can. All that was learnt fits into a file fifty times smaller than the model. Later chapters use your adapter; where you have none, the course's own stands in (`recorded_runs.adapter`).
 # %% [markdown]
 # ## 6. Predicted against measured
 #
@@ -366,7 +366,7 @@ plt.show()
 # - `where`: at equally many trainable parameters, adapters on all linear layers do better than on `q_proj` and `v_proj` alone.
 # - `rank`: going from rank 8 to rank 1 costs more accuracy than a learning rate five times smaller.
 # - `control`: trained on shuffled pairs, the model gets (nearly) nothing right, so the other rows' accuracy comes from the pairing.
-# - `quantised`: the gap between LoRA and QLoRA is no larger than the spread between seeds.
+# - `quantised`: the mean accuracies of LoRA and QLoRA are no further apart than two seeds of one method.
 
 # %% exercise="reading"
 def reading() -> dict[str, bool]:

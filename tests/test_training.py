@@ -215,3 +215,11 @@ def test_the_reference_adapter_does_what_its_record_says():
 
     share = ch05.held_out_accuracy(recorded_runs.REFERENCE, Language("course"), 24)
     assert share == pytest.approx(recorded_runs.recorded()["QLoRA"].accuracy, abs=0.2)
+
+
+def test_the_reference_stands_in_where_a_student_has_no_adapter(tmp_path, capsys):
+    assert recorded_runs.adapter(tmp_path) == recorded_runs.REFERENCE
+    assert "stands in" in capsys.readouterr().out
+    for name in training.ADAPTER_FILES:
+        (tmp_path / name).write_text("{}")
+    assert recorded_runs.adapter(tmp_path) == tmp_path and capsys.readouterr().out == ""

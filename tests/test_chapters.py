@@ -1,0 +1,48 @@
+"""papermill runs every solution from top to bottom; notebooks, pages and timings stay in build/."""
+
+from __future__ import annotations
+
+import nbformat
+import pytest
+from conftest import NAMES, PARAMETERS, SOURCES
+
+from autograder import execute
+from loralab import paths
+
+EXECUTED = paths.PROJECT / "build" / "executed"
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    injected = {name: value for chosen in PARAMETERS.values() for name, value in chosen.items()}
+    return {one.chapter: one for one in execute.run_all(SOURCES, injected, EXECUTED)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_cell_runs(name, outcomes):
+    assert outcomes[name].failure is None, outcomes[name].failure
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_page_holds_every_figure(name, outcomes):
+    notebook = nbformat.read(EXECUTED / f"{name}.ipynb", as_version=4)
+    figures = sum(
+        "image/png" in output.get("data", {})
+        for cell in notebook.cells if cell.cell_type == "code"
+        for output in cell.outputs
+    )  # fmt: skip
+    shown = sum("plt.show()" in cell.source for cell in notebook.cells)
+    assert figures >= max(shown, 1)
+    assert (EXECUTED / f"{name}.html").read_text("utf-8").count("data:image/png") == figures
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_students_see_no_noise(name, outcomes):
+    """Nothing on stderr: no warning, no stray progress bar."""
+    notebook = nbformat.read(EXECUTED / f"{name}.ipynb", as_version=4)
+    noise = [
+        output.text
+        for cell in notebook.cells if cell.cell_type == "code"
+        for output in cell.outputs if output.get("name") == "stderr"
+    ]  # fmt: skip
+    assert noise == []
