@@ -18,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -190,36 +192,36 @@ def _source(model_id: str) -> str:
     return str(local) if local.is_dir() else model_id
 
 
-class _clear_messages:
-    """Turns the loaders' many ways to fail into one message each."""
+@contextmanager
+def _clear_messages(model_id: str) -> Iterator[None]:
+    """Turn the hub's many ways to fail into one message each."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if model_id == EMBEDDED:
+            raise  # no hub is asked for it: whatever this is, it is not about a name
+        raise _explained(model_id, error) from error
 
-    def __init__(self, model_id: str):
-        self.model_id = model_id
 
-    def __enter__(self) -> None:
-        return None
+def _explained(model_id: str, error: Exception) -> CourseError:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, OSError | ValueError) or isinstance(error, CourseError):
-            return
-        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-        causes = [error, error.__cause__, error.__context__]
-        if any(isinstance(cause, GatedRepoError) for cause in causes) or "gated" in str(error):
-            raise CourseError(
-                f"{self.model_id} is gated: its owner asks for an account and an agreement.",
-                "Accept its terms on its hub page and run `hf auth login`, "
-                'or leave MODEL_ID = "embedded", which needs neither.',
-            ) from error
-        if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
-            raise CourseError(
-                f"No model named {self.model_id!r} on the hub, and no folder of that name here.",
-                "Check the spelling (owner/name), give a folder, "
-                'or leave MODEL_ID = "embedded".',
-            ) from error
-        raise CourseError(
-            f"{self.model_id!r} could not be loaded: it is no folder here, and the hub gave no "
-            f"model ({str(error).splitlines()[0][:200]}).",
-            "Check the spelling and the network; without a network give a folder, "
-            'or leave MODEL_ID = "embedded".',
-        ) from error
+    causes = (error, error.__cause__, error.__context__)
+    if any(isinstance(cause, GatedRepoError) for cause in causes) or "gated repo" in str(error):
+        return CourseError(
+            f"{model_id} is gated: its owner asks for an account and an agreement.",
+            "Accept its terms on its hub page and run `hf auth login`, "
+            'or leave MODEL_ID = "embedded", which needs neither.',
+        )
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        return CourseError(
+            f"No model named {model_id!r} on the hub, and no folder of that name here.",
+            'Check the spelling (owner/name), give a folder, or leave MODEL_ID = "embedded".',
+        )
+    said = str(error).strip().splitlines()[0][:200]
+    return CourseError(
+        f"{model_id!r} could not be loaded: it is no folder here, and the hub gave no model "
+        f"({said}).",
+        "Check the spelling and the network; without a network give a folder, "
+        'or leave MODEL_ID = "embedded".',
+    )

@@ -306,7 +306,7 @@ for example in held_out[:3]:
 #
 # > Difficulty 2/5 · about 6 minutes · 5 points
 #
-# Save the adapter beside this notebook. It has to get 60 % of the held-out sentences right. What you hand in are these two files: the grader does not train again.
+# Save the adapter beside this notebook. It has to get 60 % of the held-out sentences right. What you hand in are these two files: the grader does not train again, and tries them on the embedded model (so leave `MODEL_ID` as it was).
 
 # %% exercise="trained_adapter"
 ### BEGIN SOLUTION

@@ -21,7 +21,6 @@ from autograder.markers import source_notebook
 from autograder.release import chapters, release_notebook, to_text
 
 
-
 def pytest_configure(config):
     # nbgrader's own, on the SQLAlchemy that it supports.
     config.addinivalue_line("filterwarnings", "ignore:Object of type <Submitted")

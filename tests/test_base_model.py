@@ -126,6 +126,18 @@ def test_an_unknown_model_is_one_message(name, monkeypatch):
     assert name in caught.value.message and "embedded" in caught.value.remedy
 
 
+def test_a_gated_model_says_how_to_be_let_in(monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    def gated(*args, **kwargs):
+        raise OSError("You are trying to access a gated repo.\nMake sure to have access to it.")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", gated)
+    with pytest.raises(CourseError) as caught:
+        base_model.load("meta-llama/Llama-3.2-1B")
+    assert "gated" in caught.value.message and "hf auth login" in caught.value.remedy
+
+
 def test_a_folder_is_a_model_too(model_folder):
     assert base_model.load_tokenizer(str(model_folder)).vocab_size == 49152
 

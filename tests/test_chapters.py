@@ -7,9 +7,8 @@ import pytest
 from conftest import NAMES, PARAMETERS, SOURCES
 
 from autograder import execute
-from loralab import paths
 
-EXECUTED = paths.PROJECT / "build" / "executed"
+EXECUTED = execute.EXECUTED
 
 
 @pytest.fixture(scope="module")

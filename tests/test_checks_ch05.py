@@ -200,6 +200,18 @@ def test_files_that_are_no_adapter_are_missing(damage, adapter):
     assert caught.value.symptom is check.EXERCISES["trained_adapter"].symptoms["missing"]
 
 
+def test_an_adapter_for_another_base_is_named_so(tmp_path):
+    """The reference adapter's config with tensors of a narrower model."""
+    (tmp_path / "adapter_config.json").write_text(
+        (recorded_runs.REFERENCE / "adapter_config.json").read_text())
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+    save_file({name.format("A"): torch.ones(8, 32), name.format("B"): torch.ones(32, 8)},
+              tmp_path / "adapter_model.safetensors")
+    with pytest.raises(WrongAnswer) as caught:
+        check.trained_adapter(tmp_path, Language())
+    assert caught.value.symptom is check.EXERCISES["trained_adapter"].symptoms["other_base"]
+
+
 def test_a_neighbours_language_earns_nothing():
     """The real thing: the reference adapter on another seed's language."""
     assert check.held_out_accuracy(recorded_runs.REFERENCE, Language("neighbour"), 16) == 0
@@ -208,7 +220,8 @@ def test_a_neighbours_language_earns_nothing():
 def test_every_symptom_has_its_wrong_answer():
     for name, exercise in check.EXERCISES.items():
         if name == "trained_adapter":
-            assert set(exercise.symptoms) == {"missing", "untrained", "other_language", "short"}
+            assert set(exercise.symptoms) == {
+                "missing", "untrained", "other_language", "other_base", "short"}
         else:
             assert set(exercise.symptoms) == set(WRONG[name]) - {None}, name
 

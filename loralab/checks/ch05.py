@@ -209,6 +209,11 @@ EXERCISES = {
                 "It changes the model's output and still gets almost nothing right. Was it trained "
                 "on the language that `LANGUAGE` names, with the right completions?",
             ),
+            "other_base": Symptom(
+                "The adapter was made for another base model.",
+                "What is handed in is tried on the embedded model. Set MODEL_ID back to "
+                "\"embedded\", train, and save again.",
+            ),
             "short": Symptom(
                 "On the way: some sentences are right, not yet enough.",
                 "More steps, or a better learning rate. Look where the loss curve ends.",
@@ -436,7 +441,11 @@ def trained_adapter(folder: str | Path, language: Any) -> None:
         raise exercise.wrong(f"{folder}/ does not hold the two files.", "missing") from None
     if not isinstance(config, dict):
         raise exercise.wrong("adapter_config.json is not what PEFT writes.", "missing")
-    share = held_out_accuracy(folder, language)
+    try:
+        share = held_out_accuracy(folder, language)
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0][:120]
+        raise exercise.wrong(f"The adapter cannot be loaded ({reason}).", "other_base") from None
     said = f"{share:.0%} of {HELD_OUT} held-out sentences are right; {ENOUGH:.0%} are needed."
     said = said.replace("%", " %")
     if share >= ENOUGH:
