@@ -24,8 +24,9 @@ from papermill.parameterize import parameterize_notebook
 from traitlets.config import Config
 
 from autograder.markers import source_notebook
-from autograder.nbgrader_config import configure, timeout_of
+from autograder.nbgrader_config import configure
 from autograder.release import BUILD
+from loralab.execution import seconds_for
 
 EXECUTED = BUILD / "executed"
 
@@ -117,7 +118,7 @@ def run(
     try:
         papermill.execute_notebook(
             notebook, output, known, kernel_name="python3", cwd=place, progress_bar=False,
-            timeout_func=timeout_of, config=_config(),
+            timeout_func=seconds_for, config=_config(),
             # The kernel says on the terminal that it listens on this machine; nobody asked.
             extra_arguments=["--log-level=ERROR", "--HistoryManager.enabled=False"],
         )
@@ -165,7 +166,7 @@ def _failure(error: Exception, notebook: NotebookNode, executed: NotebookNode) -
         trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
         return Failure(cell, index, text, error.ename, error.evalue, trace)
     if isinstance(error, CellTimeoutError):
-        limit = timeout_of(last) if last is not None else 0
+        limit = seconds_for(last) if last is not None else 0
         return Failure(cell, index, text, "CellTimeoutError",
                        f"took longer than its {limit} s; give it more with `# %% timeout=…`")
     return Failure(cell, index, text, "DeadKernelError", "the kernel died: out of memory?")

@@ -143,6 +143,7 @@ def orphans(folder: Path = SOLUTIONS, notebooks: Path = paths.NOTEBOOKS) -> list
 # The archive for students -----------------------------------------------------------------------
 
 BUNDLED_FILES = ("README.md", "Makefile", "environment.yml", "requirements.lock")
+OPTIONAL_FILES = ("LICENSE", ".github/chapter-05.png")  # the README's picture
 BUNDLED_FOLDERS = ("notebooks", "loralab")
 # An allow-list: what an instructor left lying about in these folders is not given away.
 BUNDLED_SUFFIXES = {".ipynb", ".json", ".jsonl", ".lock", ".md", ".mplstyle", ".png", ".py",
@@ -171,8 +172,9 @@ def bundle_files(project: Path = paths.PROJECT) -> dict[str, bytes]:
     if missing := [name for name in BUNDLED_FILES if not (project / name).exists()]:
         raise SourceError(f"the bundle needs {', '.join(missing)}")
     files = {name: (project / name).read_bytes() for name in BUNDLED_FILES}
-    if (project / "LICENSE").exists():
-        files["LICENSE"] = (project / "LICENSE").read_bytes()
+    for name in OPTIONAL_FILES:
+        if (project / name).exists():
+            files[name] = (project / name).read_bytes()
     files["pyproject.toml"] = student_pyproject(
         (project / "pyproject.toml").read_text("utf-8")).encode()
     for folder in BUNDLED_FOLDERS:

@@ -372,7 +372,7 @@ plt.show()
 def reading() -> dict[str, bool]:
     """Keys: "where", "rank", "control", "quantised"; True or False each."""
     ### BEGIN SOLUTION
-    return recorded_runs.conclusions(recorded_runs.recorded())
+    return {"where": True, "rank": False, "control": True, "quantised": True}
     ### END SOLUTION
 
 # %% check="reading" points=4

@@ -8,7 +8,7 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from autograder.nbgrader_config import timeout_of
+from loralab.execution import seconds_for
 
 pytestmark = pytest.mark.usefixtures("chapter_environment")
 
@@ -45,7 +45,7 @@ def test_the_untouched_student_copy_scores_nothing(chapter, course):
 def test_the_student_copy_stops_at_the_first_exercise_and_names_it(chapter, course, tmp_path):
     notebook = chapter.to_run(chapter.release)
     with pytest.raises(CellExecutionError) as caught:
-        NotebookClient(notebook, kernel_name="python3", timeout_func=timeout_of,
+        NotebookClient(notebook, kernel_name="python3", timeout_func=seconds_for,
                        config=course.api.config).execute(cwd=str(tmp_path))
     first = next(found for cell in notebook.cells
                  if (found := re.search(r"^### (Exercise [\d.]+) — ", cell.source, re.MULTILINE)))

@@ -19,10 +19,10 @@ from nbgrader.preprocessors import Execute
 from traitlets.config import Config
 
 from autograder import nbgrader_config, release
-from autograder.kernel_client import AttentiveKernelClient
 from autograder.markers import SourceError, expand
 from autograder.stubs import exercise_after, stub
 from loralab import paths
+from loralab.execution import AttentiveKernelClient
 
 REGION = re.compile(
     r"^([ \t]*)### BEGIN SOLUTION[^\n]*\n(.*?)^[ \t]*### END SOLUTION[^\n]*$", re.S | re.M)
