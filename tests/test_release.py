@@ -22,7 +22,7 @@ from autograder import nbgrader_config, release
 from autograder.markers import SourceError, expand
 from autograder.stubs import exercise_after, stub
 from loralab import paths
-from loralab.execution import AttentiveKernelClient
+from loralab.execution import DEFAULT_SECONDS, AttentiveKernelClient
 
 REGION = re.compile(
     r"^([ \t]*)### BEGIN SOLUTION[^\n]*\n(.*?)^[ \t]*### END SOLUTION[^\n]*$", re.S | re.M)
@@ -280,7 +280,7 @@ def test_nbgrader_gives_each_cell_its_own_time_and_uses_our_client():
                       AttentiveKernelClient)
     cell = nbformat.v4.new_code_cell("train()", metadata={"loralab": {"timeout": 900}})
     assert execute._get_timeout(cell) == 900
-    assert execute._get_timeout(nbformat.v4.new_code_cell("1")) == nbgrader_config.DEFAULT_TIMEOUT
+    assert execute._get_timeout(nbformat.v4.new_code_cell("1")) == DEFAULT_SECONDS
 
 
 # The command, as an instructor types it ---------------------------------------------------------
