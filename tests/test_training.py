@@ -200,7 +200,7 @@ def test_the_records_support_what_the_chapter_says():
     found = recorded_runs.recorded()
     accuracy = {name: run.accuracy for name, run in found.items()}
     assert recorded_runs.conclusions(found) == {
-        "where": True, "rank": False, "control": True, "quantised": True,
+        "where": True, "default": False, "control": True, "quantised": False,
     }  # fmt: skip
     assert accuracy["QLoRA"] > 0.6
     assert accuracy["QLoRA, learning rate 2e-5"] < 0.05

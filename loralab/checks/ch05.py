@@ -238,10 +238,10 @@ EXERCISES = {
                 "q_proj and v_proj at rank 42 hold as many parameters as all linear layers at "
                 "rank 8. Which of the two rows is more accurate?",
             ),
-            "rank": Symptom(
-                "Compare the effect of the rank with that of the learning rate.",
-                "Take the rows that differ from the main run in rank alone, then those that differ "
-                "in learning rate alone. Which accuracies lie further apart?",
+            "default": Symptom(
+                "Look at the row with SFTConfig's default learning rate.",
+                "It differs from the first row in nothing but the learning rate. How many "
+                "sentences did it get right?",
             ),
             "control": Symptom(
                 "Look at the shuffled-labels row again.",
