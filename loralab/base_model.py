@@ -181,7 +181,10 @@ def load_tokenizer(model_id: str = EMBEDDED) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     with _clear_messages(model_id):
-        return AutoTokenizer.from_pretrained(_source(model_id))
+        tokenizer = AutoTokenizer.from_pretrained(_source(model_id))
+    if tokenizer.pad_token_id is None:  # Llama's, for one
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def _source(model_id: str) -> str:

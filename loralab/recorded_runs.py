@@ -104,8 +104,9 @@ def conclusions(found: dict[str, Run]) -> dict[str, bool]:
 
 
 def table(found: dict[str, Run]) -> str:
-    """The runs as aligned text: parameters trained, bytes held after a step, time, accuracy."""
-    rows = [("run", "trained", "held", "peak", "training", "right")]
+    """The runs as aligned text: parameters trained, bytes held after a step, the step's peak,
+    seconds of training, first and last loss, accuracy."""
+    rows = [("run", "trained", "held", "peak", "training", "loss", "right")]
     for name, run in found.items():
         rows.append(
             (
@@ -114,6 +115,7 @@ def table(found: dict[str, Run]) -> str:
                 f"{sum(run.held_bytes.values()) / 1e6:.0f} MB",
                 f"{run.peak_bytes / 1e6:.0f} MB",
                 f"{run.seconds:.0f} s",
+                f"{run.history[0][1]:.1f} → {run.history[-1][1]:.2f}",
                 f"{run.accuracy:.2f}",
             )
         )

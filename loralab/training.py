@@ -196,7 +196,7 @@ def build_trainer(config: RunConfig, *, progress: bool = True) -> "SFTTrainer":
 
     here = hardware.detect()
     quantization = nf4_config() if config.method == "qlora" else None
-    # fp16 weights cannot be trained: full fine-tuning keeps fp32 there.
+    # Full fine-tuning keeps fp32 master weights; autocast computes in 16 bits where there are any.
     dtype = torch.float32 if config.method == "full" else here.compute_dtype
     model = base_model.load(config.model_id, quantization_config=quantization, dtype=dtype)
     peft_config = None
@@ -271,6 +271,11 @@ def fit(trainer: "SFTTrainer") -> tuple[list[tuple[int, float]], float]:
     if store and (found := _load_fit(trainer, store)):
         print(f"This run is in the cache: loaded. Training it took {found[1]:.0f} s.")
         return found
+    if trainer.args.fp16:
+        # TRL keeps adapters on a 4-bit base in bf16, which an fp16 gradient scaler cannot unscale.
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
     began = time.perf_counter()
     with quiet():
         trainer.train()

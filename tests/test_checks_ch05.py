@@ -15,6 +15,7 @@ from loralab.checks import ch05 as check
 from loralab.tasks.language import Language
 
 COMPUTE = hardware.detect().compute_dtype
+OTHER_SIZE = "bf16" if COMPUTE == torch.float32 else "fp32"
 OTHER = torch.float16 if COMPUTE != torch.float16 else torch.float32
 
 
@@ -72,7 +73,7 @@ READ = recorded_runs.conclusions(recorded_runs.recorded())
 RIGHT = {
     "format_example": [
         (example,),
-        (lambda la, e, t: dict(completion=f" {t}\n", prompt=f"{e}\n{la.name}:"),),
+        (lambda la, e, t: dict(completion=" ".join(("", t)), prompt=f"{e}\n{la.name}:"),),
     ],
     "quantization_config": [(quantised(),), (quantised(bnb_4bit_quant_storage=torch.uint8),)],
     "linear_names": [(found,), (by_loop,)],
@@ -88,6 +89,7 @@ WRONG = {
         "question": [lambda la, e, t: {"prompt": "", "completion": f"{la.prompt(e)} {t}"}],
         "answer_given": [lambda la, e, t: {"prompt": f"{la.prompt(e)} {t}", "completion": ""}],
         "no_space": [lambda la, e, t: {"prompt": la.prompt(e), "completion": t}],
+        "extra": [lambda la, e, t: {"prompt": la.prompt(e), "completion": f" {t}\n"}],
         "one_text": [lambda la, e, t: {"text": f"{la.prompt(e)} {t}"}, lambda la, e, t: e + t],
         None: [lambda la, e, t: {"prompt": f"Translate: {e}", "completion": " " + t}],
     },
@@ -100,21 +102,25 @@ WRONG = {
     },
     "linear_names": {
         "head": [lambda m: found(m) | {"lm_head"}],
-        "hard_coded": [lambda m: LLAMA],
+        "hard_coded": [lambda m: LLAMA,
+                       lambda m: {n for n in found(m) if n.endswith("proj")}],
+        "nothing": [lambda m: set(), lambda m: [
+            p for p, x in m.named_modules() if type(x).__name__ == "Linear4bit"]],
         "attention_only": [lambda m: {n for n in found(m) if "mlp" not in n and n[0] in "qkvo"}],
         "paths": [every_path],
         "everything": [lambda m: {p.split(".")[-1] for p, _ in m.named_modules() if p}],
-        None: [lambda m: "all-linear", lambda m: set()],
+        None: [lambda m: "all-linear"],
     },
     "lora_config": {
-        "alpha": [lora(lora_alpha=8), lora(lora_alpha=32)],
+        "alpha": [lora(lora_alpha=8), lora(lora_alpha=32), lora(use_rslora=True)],
         "rank": [lora(r=16, lora_alpha=32)],
         "targets": [lora(target_modules=["q_proj", "v_proj"]), lora(target_modules=None)],
         "task": [lora(task_type=None)],
-        None: [{"r": 8}],
+        None: [{"r": 8}, lora(target_modules=".*_proj")],
     },
     "predicted_run": {
-        "all_parameters": [run(ARCH.parameters + RIGHT_RUN.trainable)],
+        "all_parameters": [run(ARCH.parameters + RIGHT_RUN.trainable), run(ARCH.parameters)],
+        "compute": [run(held_bytes=memory.estimate("smollm2-135m", dtype=OTHER_SIZE).static)],
         "two_targets": [run(460_800)],
         "square": [run(7 * 30 * 8 * 2 * 576)],
         "embedding": [run(held_bytes=RIGHT_RUN.static
@@ -150,6 +156,15 @@ def test_wrong_answers_are_named_by_their_symptom(name, symptom, answer):
         getattr(check, name)(*arguments)
     expected = check.EXERCISES[name].symptoms[symptom] if symptom else None
     assert caught.value.symptom is expected, str(caught.value)
+
+
+@pytest.mark.parametrize("answer", [run(trainable=1), run(held_bytes=1)])
+def test_a_check_of_a_prediction_does_not_give_the_number_away(answer):
+    with pytest.raises(WrongAnswer) as caught:
+        check.predicted_run(answer)
+    said = str(caught.value).replace(",", "")
+    assert "too low" in said
+    assert str(RIGHT_RUN.trainable) not in said and str(RIGHT_RUN.static) not in said
 
 
 # --- the adapter: judged by its file -------------------------------------------------------------

@@ -50,7 +50,7 @@ class Exercise:
         """The error to raise for a wrong answer; `symptom` is a key of `symptoms`."""
         found = self.symptoms[symptom] if symptom else None
         if found:
-            message = f"{message}\n  {found.sees} (see the help section of this exercise)"
+            message = f"{message}\n  {found.sees}\n  (Below the check there is help of that name.)"
         return WrongAnswer(self, message, found)
 
     def expect_number(
@@ -60,11 +60,13 @@ class Exercise:
         expected: float,
         typical: Mapping[str, float | tuple[float, ...]] | None = None,
         rel_tol: float = 1e-9,
+        reveal: bool = True,
     ) -> None:
         """Raise unless `got` equals `expected`.
 
         `case` is the call as the student would type it. `typical` maps a symptom's key to the
         number (or numbers) that its mistake gives on this case; the first that matches names it.
+        `reveal=False` keeps the expected number back and says only in which direction it lies.
         """
         try:
             # A 0-d tensor or array is a number too.
@@ -77,7 +79,9 @@ class Exercise:
             values = mistaken if isinstance(mistaken, tuple) else (mistaken,)
             if any(math.isclose(number, value, rel_tol=max(rel_tol, 1e-9)) for value in values):
                 raise self.wrong(f"{case} gave {_show(number)}.", key)
-        raise self.wrong(f"{case} gave {_show(number)}; expected {_show(expected)}.")
+        direction = "too high" if number > expected else "too low"
+        said = f"expected {_show(expected)}" if reveal else direction
+        raise self.wrong(f"{case} gave {_show(number)}; {said}.")
 
     def passed(self, note: str = "") -> None:
         """Say that the check passed."""

@@ -8,6 +8,7 @@ translates correctly on held-out sentences.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -25,8 +26,8 @@ EXERCISES = {
         "quantization_config",
         "5.2",
         hints=(
-            "Print `BitsAndBytesConfig(load_in_4bit=True)`. Which of its four defaults are not "
-            "what the exercise asks for?",
+            "Print `BitsAndBytesConfig(load_in_4bit=True)` and look at the `bnb_4bit_*` lines. "
+            "Which are not what the exercise asks for?",
             "All four arguments start with `load_in_4bit` or `bnb_4bit_`. The type is a string, "
             "the compute dtype a torch dtype that you already have in `here`.",
         ),
@@ -59,8 +60,9 @@ EXERCISES = {
             "`model.named_modules()` gives pairs of a path and a module. Which modules are of the "
             "class that LoRA goes into?",
             "A path such as `model.layers.0.mlp.up_proj` ends in the name you want. A set takes "
-            "care of the thirty repetitions. `model.get_output_embeddings()` is the module to "
-            "leave out.",
+            "care of the thirty repetitions.",
+            "The module to leave out need not be called `lm_head`. A model can hand it to you: "
+            "look for a method about output embeddings.",
         ),
         symptoms={
             "head": Symptom(
@@ -81,6 +83,10 @@ EXERCISES = {
             "paths": Symptom(
                 "These are full paths, one for each layer.",
                 "Thirty layers repeat the same few names. What is the last part of each path?",
+            ),
+            "nothing": Symptom(
+                "Nothing is found in a model that is not quantised.",
+                "The check uses plain models. Which class is the parent of bitsandbytes' layer?",
             ),
             "everything": Symptom(
                 "Some of these are no linear layers.",
@@ -135,6 +141,11 @@ EXERCISES = {
                 "The prompt ends in a colon. A tokenizer makes other tokens of `:word` than of "
                 "`: word`, and words in the middle of a text start with a space.",
             ),
+            "extra": Symptom(
+                "The completion holds more than the translation.",
+                "The end-of-sequence token is added for you. Whatever else stands there, a line "
+                "break too, is learnt as well.",
+            ),
             "one_text": Symptom(
                 "There is one text where TRL wants two.",
                 "With a single text the loss is taken on all of it, the question included. "
@@ -172,6 +183,10 @@ EXERCISES = {
                 "bitsandbytes quantises linear layers. A fifth of this model's parameters are its "
                 "embedding, in `here.compute_dtype`.",
             ),
+            "compute": Symptom(
+                "The embedding is counted in a dtype that this computer does not use.",
+                "`memory.estimate` takes bf16 unless it is told. What is `here.compute_dtype`?",
+            ),
             "constants": Symptom(
                 "The quantisation constants are missing.",
                 "Every block of 64 weights has an absmax. Chapter 01 counted them.",
@@ -196,8 +211,8 @@ EXERCISES = {
         symptoms={
             "missing": Symptom(
                 "There is no adapter to hand in.",
-                "`training.save_adapter(trainer, \"adapter\")` writes the two files beside the "
-                "notebook. Run that cell after training.",
+                "The text above names two ways to write it. Run that cell after training, and "
+                "look for the folder beside the notebook.",
             ),
             "untrained": Symptom(
                 "The loss barely moved: the adapter changes nothing.",
@@ -205,9 +220,10 @@ EXERCISES = {
                 "rate SFTConfig's default of 2e-5, made for full fine-tuning?",
             ),
             "other_language": Symptom(
-                "The adapter has learnt, but not this language.",
-                "It changes the model's output and still gets almost nothing right. Was it trained "
-                "on the language that `LANGUAGE` names, with the right completions?",
+                "The adapter changes the output, but almost nothing is right.",
+                "Did it train long enough? For a long while no sentence is right, then many are "
+                "at once. Otherwise: was it trained on the language that `LANGUAGE` names, with "
+                "the right completions?",
             ),
             "other_base": Symptom(
                 "The adapter was made for another base model.",
@@ -216,7 +232,8 @@ EXERCISES = {
             ),
             "short": Symptom(
                 "On the way: some sentences are right, not yet enough.",
-                "More steps, or a better learning rate. Look where the loss curve ends.",
+                "More steps, or a better learning rate? Look where the loss curve ends. Then "
+                "start from the cell that makes the trainer.",
             ),
         },
     ),
@@ -250,7 +267,8 @@ EXERCISES = {
             ),
             "quantised": Symptom(
                 "Compare LoRA and QLoRA with the spread of their seeds.",
-                "Is the gap between the two methods larger than the gap between two seeds of one?",
+                "Is the gap between the two methods larger than the gap between the two seeds of "
+                "the method that varies more?",
             ),
         },
     ),
@@ -281,9 +299,9 @@ def quantization_config(config: Any) -> None:
 
 
 def linear_names(answer: Callable[[Any], Iterable[str]]) -> None:
-    """Check the names found on a Llama, on Phi-3's fused projections, and on Qwen2, all on meta."""
+    """Check the names found on a Llama, on Phi-3's fused projections, and on Phi, all on meta."""
     exercise = EXERCISES["linear_names"]
-    for name, (model, expected) in _models().items():
+    for found_before, (name, (model, expected)) in enumerate(_models().items()):
         got = answer(model)
         case = f"linear_names({name})"
         if isinstance(got, str) or not isinstance(got, Iterable):
@@ -291,6 +309,8 @@ def linear_names(answer: Callable[[Any], Iterable[str]]) -> None:
         got = {str(one) for one in got}
         if got == expected:
             continue
+        if not got:
+            raise exercise.wrong(f"{case} gave no names.", "nothing")
         head = "lm_head" in {one.split(".")[-1] for one in got}
         if any("." in one for one in got):
             raise exercise.wrong(f"{case} gave {len(got)} entries, some with dots.", "paths")
@@ -302,8 +322,8 @@ def linear_names(answer: Callable[[Any], Iterable[str]]) -> None:
         if got and got < expected and all("mlp" not in path for path in _paths(model, got)):
             raise exercise.wrong(f"{case} gave {sorted(got)}.", "attention_only")
         raise exercise.wrong(
-            f"{case} gave {sorted(got) or 'nothing'}.",
-            "hard_coded" if got - _last_names(model) else None,
+            f"{case} gave {sorted(got)}.",
+            "hard_coded" if found_before or got - _last_names(model) else None,
         )
     exercise.passed("on three architectures")
 
@@ -311,12 +331,12 @@ def linear_names(answer: Callable[[Any], Iterable[str]]) -> None:
 @lru_cache
 def _models() -> dict[str, tuple[Any, set[str]]]:
     from torch import device, nn
-    from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config, Qwen2Config
+    from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config, PhiConfig
 
     size = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
                 num_key_value_heads=2, vocab_size=64, pad_token_id=0)  # fmt: skip
     found = {}
-    for kind in (LlamaConfig, Phi3Config, Qwen2Config):
+    for kind in (LlamaConfig, Phi3Config, PhiConfig):
         with device("meta"):
             model = AutoModelForCausalLM.from_config(kind(**size))
         paths = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
@@ -340,20 +360,24 @@ def lora_config(config: Any, model: Any) -> None:
         raise exercise.wrong(f"Expected a LoraConfig; got {type(config).__name__}.")
     if config.r != RANK:
         raise exercise.wrong(f"r is {config.r}.", "rank")
-    if config.lora_alpha != ALPHA:
-        raise exercise.wrong(f"α/r is {config.lora_alpha}/{config.r}.", "alpha")
+    scale = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
+    if not math.isclose(scale, ALPHA / RANK):
+        raise exercise.wrong(f"The update is scaled by {scale:.3g}.", "alpha")
     from torch import nn
 
+    head = model.get_output_embeddings()
     linear = {
         path.split(".")[-1] for path, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-    } - {"lm_head", "base_layer", "default"}  # fmt: skip
+        if isinstance(module, nn.Linear) and module is not head
+    }  # fmt: skip
     targets = config.target_modules
+    if isinstance(targets, str) and targets != "all-linear":
+        raise exercise.wrong(f"target_modules is {targets!r}; give a list of names.")
     if targets != "all-linear" and set(targets or ()) != linear:
         raise exercise.wrong(f"target_modules is {sorted(targets or ()) or None}.", "targets")
     if str(getattr(config.task_type, "value", config.task_type)) != "CAUSAL_LM":
         raise exercise.wrong(f"task_type is {config.task_type}.", "task")
-    exercise.passed(f"rank {config.r}, scale {config.lora_alpha / config.r:g}, "
+    exercise.passed(f"rank {config.r}, scale {scale:g}, "
                     f"{len(linear)} kinds of layers")
 
 
@@ -380,8 +404,9 @@ def format_example(answer: Callable[[Any, str, str], Mapping[str, str]]) -> None
                     f"The prompt is {prompt!r}; when used the model will see "
                     f"{language.prompt(english)!r}."
                 )
-            if completion.rstrip() != f" {translation}":
-                raise exercise.wrong(f"The completion is {completion!r}.")
+            if completion != f" {translation}":
+                more = "extra" if completion.startswith(f" {translation}") else None
+                raise exercise.wrong(f"The completion is {completion!r}.", more)
     exercise.passed("the loss will be on the translation alone")
 
 
@@ -398,12 +423,19 @@ def predicted_run(answer: Mapping[str, float]) -> None:
         answer["trainable"],
         right.trainable,
         {
-            "all_parameters": arch.parameters + right.trainable,
+            "all_parameters": (arch.parameters, arch.parameters + right.trainable),
             "two_targets": two.trainable,
             "square": 7 * 30 * RANK * 2 * 576,
         },
+        reveal=False,
     )
     unit = right.weights / arch.rest  # bytes of an unquantised parameter
+    other_dtypes = tuple(
+        memory.estimate("smollm2-135m", dtype=dtype, adapter_dtype=adapter, rank=RANK).static
+        for dtype in ("fp32", "bf16")
+        for adapter in ("bf16", "fp32")
+        if memory.dtype_of(dtype).itemsize != unit
+    )
     exercise.expect_number(
         'predicted["held_bytes"]',
         answer["held_bytes"],
@@ -413,8 +445,10 @@ def predicted_run(answer: Mapping[str, float]) -> None:
             "constants": right.static - right.constants,
             "weights_only": right.weights + right.weights_4bit + right.constants + right.adapters,
             "adapters_fp32": right.static + 8 * right.trainable,
+            "compute": other_dtypes,
         },
         rel_tol=0.005,
+        reveal=False,
     )
     exercise.passed(f"{right.trainable:,} parameters, {right.static / 1e6:.1f} MB")
 
