@@ -363,7 +363,7 @@ plots.accuracy_by_run({name: run for name, run in found.items() if run.config.ta
 plt.show()
 
 # %% [markdown]
-# *Alt text: horizontal bars of exact match for each run, with 95 % intervals; shuffled labels and the smallest learning rate are at zero, q and v alone far below all linear layers at equal parameters.*
+# *Alt text: horizontal bars of exact match, with 95 % intervals. Full fine-tuning reaches 1; LoRA and QLoRA on all linear layers between 0.5 and 0.9; rank 1 reaches 0.1, or 0.65 at a higher learning rate; shuffled labels, q and v alone, and the default learning rate stay at 0.*
 #
 # The lines are 95 % intervals for 96 test sentences. They do not include the luck of the seed: for that, compare the rows that differ in nothing else.
 #
@@ -394,7 +394,7 @@ check.reading(reading())
 # %% [markdown]
 # The last row is another task, which will come back in the capstone: questions such as "How many customers live in Lima?" to SQL, scored by *running* the query in SQLite. A query that is spelled differently and gives the same rows is right.
 #
-# > **In short.** Where adapters sit and how fast they learn can matter more than their rank. One or two seeds settle no close race.
+# > **In short.** With as many parameters and this learning rate, adapters on attention alone learnt nothing. Rank 1 looks hopeless at rank 8's learning rate and respectable at a higher one: tune before you conclude. And one or two seeds settle no close race.
 #
 # ## 8. Self-check questions
 
