@@ -255,7 +255,7 @@ def accuracy_by_run(runs: Mapping[str, Any]) -> Figure:
         axes.barh(row, run.accuracy, color=COLOURS[run.config.method], height=0.7)
         axes.plot([low, high], [row, row], color=BLACK, linewidth=1.2)
         axes.text(1.03, row, f"{run.trainable / 1e6:.2f} M", va="center", ha="left")
-    axes.text(1.03, len(runs) - 0.3, "trained", va="bottom", ha="left", fontsize=9)
+    axes.text(1.03, len(runs) - 0.3, "parameters", va="bottom", ha="left", fontsize=9)
     axes.set_yticks(range(len(runs)), list(reversed(runs)))
     axes.set(xlim=(0, 1.0), xlabel="exact match on held-out sentences",
              title="Where adapters sit, and how fast they learn")
