@@ -38,6 +38,12 @@ PARAMETERS: dict[str, dict[str, object]] = {}
 ENVIRONMENT: dict[str, dict[str, str]] = {}
 
 
+@pytest.fixture(scope="session")
+def parameters() -> dict[str, object]:
+    """All of PARAMETERS: what papermill injects, each chapter taking those that it has."""
+    return {name: value for chosen in PARAMETERS.values() for name, value in chosen.items()}
+
+
 class Grade(NamedTuple):
     """One graded cell in the gradebook. `score` is None where a person has to give it."""
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import nbformat
 import pytest
-from conftest import NAMES, PARAMETERS, SOURCES
 
 from autograder import execute
+from autograder.release import chapters
 
 EXECUTED = execute.EXECUTED
+NAMES = [path.stem for path in chapters()]
 
 
 @pytest.fixture(scope="module")
-def outcomes():
-    injected = {name: value for chosen in PARAMETERS.values() for name, value in chosen.items()}
-    return {one.chapter: one for one in execute.run_all(SOURCES, injected, EXECUTED)}
+def outcomes(parameters):
+    return {one.chapter: one for one in execute.run_all(chapters(), parameters, EXECUTED)}
 
 
 @pytest.mark.parametrize("name", NAMES)
