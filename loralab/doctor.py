@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from loralab import base_model, hardware, paths
+from loralab import base_model, four_bit, hardware, paths
 from loralab.errors import CourseError
 from loralab.quiet import quiet
 
@@ -158,7 +158,7 @@ def _bitsandbytes() -> Item:
         layer = bitsandbytes.nn.Linear4bit(
             64, 64, bias=False, compute_dtype=here.compute_dtype, quant_type="nf4"
         ).to(here.device)
-        base_model.keep_cpu_weights_intact(layer)
+        four_bit.keep_weights_intact(layer)
         x = torch.ones(4, 64, dtype=here.compute_dtype, device=here.device)
         weight = bitsandbytes.functional.dequantize_4bit(
             layer.weight.data, layer.weight.quant_state).to(here.compute_dtype)

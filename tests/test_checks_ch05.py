@@ -133,7 +133,7 @@ WRONG = {
         None: [run(held_bytes=RIGHT_RUN.static * 1.01), 2_442_240],
     },
     "reading": {
-        "undecided": [{}, {**READ, "rank": None}, "yes"],
+        "undecided": [{}, {**READ, "default": None}, "yes"],
         **{key: [{**READ, key: not value}] for key, value in READ.items()},
     },
 }  # fmt: skip

@@ -319,7 +319,7 @@ def linear_names(answer: Callable[[Any], Iterable[str]]) -> None:
         if got - expected - {"lm_head"} and not got - _last_names(model):
             extra = sorted(got - expected)[:3]
             raise exercise.wrong(f"{case} gave {', '.join(extra)} …", "everything")
-        if got and got < expected and all("mlp" not in path for path in _paths(model, got)):
+        if not found_before and got < expected and all("mlp" not in path for path in _paths(model, got)):
             raise exercise.wrong(f"{case} gave {sorted(got)}.", "attention_only")
         raise exercise.wrong(
             f"{case} gave {sorted(got)}.",
