@@ -120,7 +120,7 @@ def test_a_truncated_wheel_is_refused_by_its_hash(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["no-such/model", "gpt17", "./nowhere"])
 def test_an_unknown_model_is_one_message(name, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(CourseError) as caught:
         base_model.load_tokenizer(name)
     assert name in caught.value.message and "embedded" in caught.value.remedy
