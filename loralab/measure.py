@@ -140,7 +140,7 @@ def peak(model: torch.nn.Module) -> Iterator[Peak]:
         found.bytes = torch.cuda.max_memory_allocated()
         return
     mode = _LiveStorages(found)
-    found.before = found.bytes = mode.live = sum(held(model).values())  # what is there already
+    found.before = found.bytes = mode.live = sum(held(model).values())
     # What the model already holds is in the sum: an operation that returns it adds nothing.
     mode.known = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
     with mode:
