@@ -1,0 +1,14 @@
+"""Starts the warm process: `python -I start.py MODULE …`."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+import bridge  # noqa: E402, F401  (the kernels find it loaded)
+import warm  # noqa: E402
+
+warm.serve(socket.socket(fileno=os.dup(0)), sys.argv[1:])
