@@ -102,7 +102,8 @@ def _name(error: BaseException) -> str:
 
 
 def _refuse(*arguments: Any, **named: Any) -> Any:
-    raise MaskedLibrary
+    # Its code runs with another module's names.
+    raise __import__("sys").modules["bridge"].MaskedLibrary
 
 
 _REFUSE = _refuse.__code__

@@ -131,7 +131,7 @@ def environment() -> dict[str, str]:
     return {
         "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
         "HOME": HOME, "LANG": "C.UTF-8", "TMPDIR": TEMPORARY, "TZ": "UTC",
-        "LORALAB_CACHE": CACHE, "MPLBACKEND": "agg", "MPLCONFIGDIR": f"{TEMPORARY}/matplotlib",
+        "LORALAB_CACHE": CACHE, "MPLCONFIGDIR": f"{TEMPORARY}/matplotlib",
         "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1", "CUDA_VISIBLE_DEVICES": "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import secrets
@@ -176,3 +177,18 @@ class Sandbox:
             kernel.ended = kernel.ended or "sandbox"
             kernel.ready.set()
         self._warm.set()
+
+
+_SHARED: Sandbox | None = None
+
+
+def shared() -> Sandbox:
+    """The sandbox that this process keeps warm, started at the first call.
+
+    Raises NoSandbox.
+    """
+    global _SHARED
+    if _SHARED is None or not _SHARED.alive:
+        _SHARED = Sandbox()
+        atexit.register(_SHARED.close)
+    return _SHARED

@@ -1,0 +1,157 @@
+"""A sandboxed kernel as a source of data: what a trusted check calls a student.
+
+Talks to the kernel on its shell channel alone, so nothing that is printed or displayed is ever
+read. Whatever comes back is data, checked for size and shape before it is used.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import zmq
+from jupyter_client.session import Session
+
+from autograder.checks import Code, Data, StudentError
+from autograder.inside import data
+from autograder.sandbox.warm import Limits, Sandbox, Started
+
+CELL_SECONDS = 60
+CALL_SECONDS = 20
+MAX_MESSAGE = 2 * data.MAX_TEXT
+MIME = "application/x-loralab-answer"
+POLL_MILLISECONDS = 50
+
+
+class Kernel:
+    """One kernel in `sandbox`, from its start to close().
+
+    Raises StudentError("died") where it cannot start.
+    """
+
+    def __init__(
+        self, sandbox: Sandbox, limits: Limits = Limits(), files: Mapping[str, Path] | None = None
+    ):
+        self._sandbox = sandbox
+        self._started: Started = sandbox.start(limits, files)
+        if self._started.ended:
+            raise StudentError("died", self._started.ended)
+        connection = self._started.connection
+        self._session = Session(key=str(connection["key"]).encode())
+        self._context = zmq.Context()
+        self._shell = self._context.socket(zmq.DEALER)
+        self._shell.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
+        self._shell.setsockopt(zmq.LINGER, 0)
+        # The kernel owns the file behind this address from now on: never follow it again.
+        self._shell.setsockopt(zmq.RECONNECT_IVL, -1)
+        self._shell.connect(f"ipc://{connection['ip']}-{connection['shell_port']}")
+
+    def __enter__(self) -> Kernel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._context.destroy(linger=0)
+        self._sandbox.stop(self._started)
+
+    def run(self, code: str, seconds: float = CELL_SECONDS) -> str | None:
+        """Run a cell. None if it ran through, else the class of its error (its own word).
+
+        Raises StudentError("slow" or "died").
+        """
+        content = self._request(code, {}, seconds)
+        if content.get("status") == "ok":
+            return None
+        return str(content.get("ename", "error"))[:80]
+
+    def function(
+        self, name: str, *, take: str = "answer", masked: Sequence[str] = ()
+    ) -> Callable[..., Data]:
+        """See `autograder.checks.Student.function`."""
+
+        def call(*positional: object, **named: object) -> Data:
+            given = {"positional": [_input(one) for one in positional],
+                     "named": {key: _input(one) for key, one in named.items()}}
+            return self._ask(name, data.encode(given), take, tuple(masked))
+
+        return call
+
+    def value(self, name: str, *, take: str = "answer") -> Data:
+        """See `autograder.checks.Student.value`."""
+        return self._ask(name, None, take, ())
+
+    def _ask(self, name: str, given: str | None, take: str, masked: tuple[str, ...]) -> Data:
+        expression = (
+            "__import__('sys').modules['bridge'].answer"
+            f"(globals(), {name!r}, {given!r}, {take!r}, {masked!r})"
+        )
+        content = self._request("", {"answer": expression}, CALL_SECONDS)
+        try:
+            text = content["user_expressions"]["answer"]["data"][MIME]
+            found = data.decode(text)
+            if "answer" in found:
+                return found["answer"]
+            kind, error = str(found["error"]), str(found["name"])
+        except (data.Unreadable, LookupError, TypeError, AttributeError):
+            raise StudentError("unreadable") from None
+        known = {"missing", "unsolved", "raised", "masked", "unreadable"}
+        raise StudentError(kind if kind in known else "unreadable", _word(error))
+
+    def _request(self, code: str, expressions: dict[str, str], seconds: float) -> dict[str, Any]:
+        """The content of the reply to an execute request."""
+        if self._started.ended:
+            raise StudentError("died", self._started.ended)
+        message = self._session.send(self._shell, "execute_request", {
+            "code": code, "silent": not code, "store_history": False, "allow_stdin": False,
+            "user_expressions": expressions, "stop_on_error": False,
+        })  # fmt: skip
+        wanted = message["header"]["msg_id"]
+        until = time.monotonic() + seconds
+        while True:
+            if self._shell.poll(POLL_MILLISECONDS):
+                content = self._reply(wanted)
+                if content is not None:
+                    return content
+            elif self._started.ended:
+                raise StudentError("died", self._started.ended)
+            if time.monotonic() > until:
+                raise StudentError("slow")
+
+    def _reply(self, wanted: str) -> dict[str, Any] | None:
+        """The next message's content, if it answers `wanted`. Its author may be the student."""
+        try:
+            _, parts = self._session.feed_identities(self._shell.recv_multipart(zmq.NOBLOCK))
+            message = self._session.deserialize(parts)
+            content = message["content"]
+            if message["parent_header"].get("msg_id") == wanted and isinstance(content, dict):
+                return content
+        except Exception:  # whatever a forged message makes a parser raise
+            pass
+        return None
+
+
+def _word(name: str) -> str:
+    """A builtin exception's name, or nothing: the student chose this text."""
+    import builtins
+
+    found = getattr(builtins, name, None) if name.isidentifier() else None
+    return name if isinstance(found, type) and issubclass(found, BaseException) else ""
+
+
+def _input(value: object) -> object:
+    """What `inside/bridge.py` turns back into an argument."""
+    import torch
+
+    if isinstance(value, Code):
+        return {"code": value.text}
+    if isinstance(value, torch.dtype):
+        return {"code": str(value)}
+    if isinstance(value, Mapping):
+        return {"dict": {str(key): _input(one) for key, one in value.items()}}
+    if isinstance(value, list | tuple):
+        return [_input(one) for one in value]
+    return value
