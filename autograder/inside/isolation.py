@@ -93,6 +93,8 @@ _FORBIDDEN = {
     }),
 }  # fmt: skip
 _CLONE = {"x86_64": 56, "aarch64": 220}
+_SOCKET = {"x86_64": 41, "aarch64": 198}
+_FAMILIES = (1, 2, 10, 16)  # Unix, IPv4, IPv6, netlink: each in its namespace
 _CLONE3 = 435
 _NEW_ANY = 0x7E020000 | 0x00000080  # every CLONE_NEW* flag
 
@@ -118,6 +120,10 @@ def forbid_system_calls() -> None:
     for number in sorted(set(calls.values())):
         program += [(equal, 0, 1, number), (give, 0, 0, eperm)]
     program += [(equal, 0, 1, _CLONE3), (give, 0, 0, enosys)]
+    # Sockets of other families (vsock among them) have no namespace.
+    program += [(equal, 0, 2 + len(_FAMILIES), _SOCKET[machine]), (load, 0, 0, 16)]
+    program += [(equal, len(_FAMILIES) - i, 0, family) for i, family in enumerate(_FAMILIES)]
+    program += [(give, 0, 0, eperm), (load, 0, 0, 0)]
     # Flags are clone's first argument; their lower half is at offset 16 of seccomp_data.
     program += [(equal, 0, 3, _CLONE[machine]), (load, 0, 0, 16), (any_bit, 0, 1, _NEW_ANY),
                 (give, 0, 0, eperm), (give, 0, 0, allow)]
