@@ -73,7 +73,7 @@ class Sandbox:
         self._kernels: dict[str, Started] = {}
         self._count = 0
         self._lock = threading.Lock()
-        self._warm = threading.Event()
+        self._warm, self._answered = False, threading.Event()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control = ours
         self._errors = tempfile.TemporaryFile()
@@ -87,7 +87,7 @@ class Sandbox:
                 shutil.rmtree(self._exchange, ignore_errors=True)
                 raise
         threading.Thread(target=self._listen, daemon=True).start()
-        if not self._warm.wait(START_SECONDS) or self._process.poll() is not None:
+        if not (self._answered.wait(START_SECONDS) and self._warm):
             self._process.kill()
             self._process.wait()
             self._errors.seek(0)
@@ -169,14 +169,15 @@ class Sandbox:
                 break
             said = json.loads(message)
             if "warm" in said:
-                self._warm.set()
+                self._warm = True
+                self._answered.set()
             elif kernel := self._kernels.get(said["id"]):
                 kernel.ended = said.get("ended", kernel.ended)
                 kernel.ready.set()
         for kernel in list(self._kernels.values()):
             kernel.ended = kernel.ended or "sandbox"
             kernel.ready.set()
-        self._warm.set()
+        self._answered.set()
 
 
 _SHARED: Sandbox | None = None
