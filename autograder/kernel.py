@@ -40,8 +40,7 @@ class Kernel:
             raise StudentError("died", self._started.ended)
         connection = self._started.connection
         self._session = Session(key=str(connection["key"]).encode())
-        self._context = zmq.Context()
-        self._shell = self._context.socket(zmq.DEALER)
+        self._shell = zmq.Context.instance().socket(zmq.DEALER)
         self._shell.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
         self._shell.setsockopt(zmq.LINGER, 0)
         # The kernel owns the file behind this address from now on: never follow it again.
@@ -55,7 +54,7 @@ class Kernel:
         self.close()
 
     def close(self) -> None:
-        self._context.destroy(linger=0)
+        self._shell.close(linger=0)
         self._sandbox.stop(self._started)
 
     def run(self, code: str, seconds: float = CELL_SECONDS) -> str | None:

@@ -302,7 +302,7 @@ for _ in range(3):
         os.fork()
         time.sleep(100)
 """, 10)
-        assert len(commands("json.scanner")) == alone + 2 + 6
+        assert wait_for(lambda: len(commands("json.scanner")) == alone + 2 + 6)
         kernel.close()
         assert wait_for(lambda: len(commands("json.scanner")) == alone)
         assert list(exchange.iterdir()) == []
