@@ -6,7 +6,8 @@ import os
 import socket
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [HERE, os.path.join(os.path.dirname(HERE), "packages")]
 
 import bridge  # noqa: E402, F401  (the kernels find it loaded)
 import warm  # noqa: E402

@@ -18,7 +18,8 @@ from loralab import paths
 
 INSIDE = Path(__file__).resolve().parent.parent / "inside"
 # Where these appear in the sandbox.
-CODE, EXCHANGE, CACHE = "/sandbox/inside", "/sandbox/exchange", "/sandbox/cache"
+CODE, PACKAGES = "/sandbox/inside", "/sandbox/packages"
+EXCHANGE, CACHE = "/sandbox/exchange", "/sandbox/cache"
 SOCKETS, WORK, HOME, TEMPORARY = (
     "/sandbox/sockets", "/sandbox/work", "/sandbox/home", "/sandbox/tmp")
 
@@ -98,9 +99,9 @@ def _shown() -> list[tuple[Path, Path]]:
     if Path(sys.base_prefix) == Path("/usr"):
         python, system = python[:1], [*system, Path("/usr/bin"), Path("/usr/local/lib")]
     package = Path(loralab.__file__).resolve().parent
-    same = [path for path in (*system, *python, package) if path.exists()]
-    shown = [(path, path) for path in dict.fromkeys(same)]
-    shown += [(INSIDE, Path(CODE))]
+    shown = [(path, path) for path in dict.fromkeys([*system, *python]) if path.exists()]
+    # In a clone it is installed as a link to the project, which is not shown.
+    shown += [(package, Path(PACKAGES, package.name)), (INSIDE, Path(CODE))]
     models = paths.cache() / "models"
     if models.is_dir():
         shown += [(models, Path(CACHE, "models"))]
