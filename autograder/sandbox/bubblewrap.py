@@ -89,12 +89,12 @@ def command(exchange: Path, arguments: list[str]) -> list[str]:
     for name, value in environment().items():
         line += ["--setenv", name, value]
     line += ["--chdir", WORK, "--remount-ro", "/dev", "--remount-ro", "/"]
-    return [*line, "--", sys.executable, "-I", f"{CODE}/start.py", *arguments]
+    return [*line, "--", os.path.abspath(sys.executable), "-I", f"{CODE}/start.py", *arguments]
 
 
 def _shown() -> list[tuple[Path, Path]]:
     """(here, inside) of everything that is shown, read-only."""
-    python = [Path(sys.prefix), Path(sys.base_prefix)]
+    python = [Path(os.path.abspath(path)) for path in (sys.prefix, sys.base_prefix)]
     system = [Path("/usr/lib"), Path("/usr/lib64"), Path("/usr/lib32"), Path("/etc/ld.so.cache")]
     if Path(sys.base_prefix) == Path("/usr"):
         python, system = python[:1], [*system, Path("/usr/bin"), Path("/usr/local/lib")]
