@@ -6,6 +6,7 @@ changes it changes only what his own process answers.
 
 from __future__ import annotations
 
+import functools
 import sys
 import types
 from collections.abc import Iterator
@@ -109,34 +110,40 @@ def _refuse(*arguments: Any, **named: Any) -> Any:
 _REFUSE = _refuse.__code__
 
 
-def _functions(package: str) -> Iterator[types.FunctionType]:
+def _functions(package: str) -> list[types.FunctionType]:
     """Every function written in `package`, methods included, each once."""
-    seen: set[int] = set()
+    found: dict[int, types.FunctionType] = {}
     for name, module in list(sys.modules.items()):
         if module is None or not (name == package or name.startswith(package + ".")):
             continue
-        for found in list(vars(module).values()):
-            members = list(vars(found).values()) if isinstance(found, type) else [found]
-            for member in members:
-                member = getattr(member, "__func__", member)
-                member = getattr(member, "fget", member)
-                member = getattr(member, "__wrapped__", member)
-                if (isinstance(member, types.FunctionType) and id(member) not in seen
-                        and (member.__module__ or "").startswith(package)):
-                    seen.add(id(member))
-                    yield member
+        for value in list(vars(module).values()):
+            for member in vars(value).values() if isinstance(value, type) else (value,):
+                function = _function(member)
+                # One whose variables are a closure's takes no other code.
+                if (function is not None and not function.__code__.co_freevars
+                        and str(function.__module__).startswith(package)):
+                    found[id(function)] = function
+    return list(found.values())
+
+
+def _function(member: Any) -> types.FunctionType | None:
+    """The plain function behind a method, property or cache."""
+    if isinstance(member, classmethod | staticmethod):
+        member = member.__func__
+    elif isinstance(member, property):
+        member = member.fget
+    elif isinstance(member, functools._lru_cache_wrapper):
+        member = member.__wrapped__
+    return member if isinstance(member, types.FunctionType) else None
 
 
 @contextmanager
 def masking(packages: tuple[str, ...]) -> Iterator[None]:
     """While this holds, functions of `packages` raise MaskedLibrary, by whatever name."""
-    changed = []
-    for package in packages:
-        for function in _functions(package):
-            if function.__code__.co_freevars:
-                continue  # its code can only be exchanged for one with the same variables
-            changed.append((function, function.__code__))
-            function.__code__ = _REFUSE
+    changed = [(function, function.__code__)
+               for package in packages for function in _functions(package)]
+    for function, _ in changed:
+        function.__code__ = _REFUSE
     try:
         yield
     finally:
