@@ -5,6 +5,11 @@ function for each, named after the exercise's `grade_id`. A check runs the stude
 inputs it shows, and names the *symptom* when the answer is wrong. The help sections of the
 notebooks are generated from the same symptoms, so what a check says and what the help explains
 cannot drift apart.
+
+Each check is a comparator (`compare_…`), which takes the answer and the cases, raises WrongAnswer
+and prints nothing, and a visible check that runs it on fixed cases and says OK. The autograder's
+trusted checks run the same comparators on cases of their own. Answers may be hostile data: a
+comparator raises WrongAnswer for whatever it is given, and nothing else.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 class WrongAnswer(AssertionError):
@@ -68,11 +74,9 @@ class Exercise:
         number (or numbers) that its mistake gives on this case; the first that matches names it.
         `reveal=False` keeps the expected number back and says only in which direction it lies.
         """
-        try:
-            # A 0-d tensor or array is a number too.
-            number = float(got)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            raise self.wrong(f"{case} should be a number; it gave {type(got).__name__}.") from None
+        number = as_number(got)
+        if number is None:
+            raise self.wrong(f"{case} should be a number; it gave {type(got).__name__}.")
         if math.isclose(number, expected, rel_tol=rel_tol):
             return
         for key, mistaken in (typical or {}).items():
@@ -86,6 +90,44 @@ class Exercise:
     def passed(self, note: str = "") -> None:
         """Say that the check passed."""
         print(f"OK: exercise {self.number} ({self.grade_id}){': ' + note if note else ''}")
+
+
+def as_number(given: Any) -> float | None:
+    """`given` as a float where it is one number, else None.
+
+    A 0-d tensor or array is a number too; text, bools and longer arrays are not. Integers beyond
+    the floats are infinite.
+    """
+    if isinstance(given, bool | str | bytes) or str(getattr(given, "dtype", "")).endswith("bool"):
+        return None
+    try:
+        return float(given)
+    except OverflowError:
+        return math.inf
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def as_whole(given: Any) -> int | None:
+    """`given` as an int where it is one whole number, else None."""
+    number = as_number(given)
+    return int(number) if number is not None and number.is_integer() else None
+
+
+def as_truth(given: Any) -> bool | None:
+    """`given` as a bool where it is one (torch's and NumPy's too), else None."""
+    if isinstance(given, bool):
+        return given
+    if getattr(given, "shape", None) == () and str(given.dtype).endswith("bool"):
+        return bool(given)
+    return None
+
+
+def shortened(given: object) -> str:
+    """`repr` of an answer for a message, cut to a line."""
+    # A cut of the text first: the repr of a long one is as long again.
+    text = repr(given[:200] if isinstance(given, str | list | tuple) else given)
+    return text if len(text) <= 120 else text[:117] + "…"
 
 
 def _show(number: float) -> str:

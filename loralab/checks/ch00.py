@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from loralab.checks import Exercise, Symptom
 
@@ -40,11 +40,18 @@ LOW_RANK_PARAMETERS = Exercise(
 EXERCISES = {LOW_RANK_PARAMETERS.grade_id: LOW_RANK_PARAMETERS}
 
 Answer = Callable[[int, int, int], int]
+Shape = tuple[int, int, int]  # in_features, out_features, r
 
 
 def low_rank_parameters(answer: Answer) -> None:
     """Check `answer(in_features, out_features, r)` on four shapes, the first two not square."""
-    for n_in, n_out, r in [(3, 5, 2), (2048, 512, 8), (4096, 4096, 8), (7, 7, 1)]:
+    compare_low_rank_parameters(answer, [(3, 5, 2), (2048, 512, 8), (4096, 4096, 8), (7, 7, 1)])
+    LOW_RANK_PARAMETERS.passed("both matrices counted, square or not")
+
+
+def compare_low_rank_parameters(answer: Answer, shapes: Iterable[Shape]) -> None:
+    """Raise WrongAnswer at the first shape for which `answer` miscounts."""
+    for n_in, n_out, r in shapes:
         typical = {} if n_in == n_out else {
             "square": (2 * r * n_in, 2 * r * n_out),
             "one_factor": (r * n_in, r * n_out),
@@ -57,4 +64,3 @@ def low_rank_parameters(answer: Answer) -> None:
             r * (n_in + n_out),
             typical,
         )
-    LOW_RANK_PARAMETERS.passed("both matrices counted, square or not")

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from loralab import measure, memory
-from loralab.checks import Exercise, Symptom
+from loralab.checks import (
+    Exercise, Symptom, as_number, as_truth, as_whole, shortened,
+)  # fmt: skip
 from loralab.errors import CourseError
 
 GPU_SIZES = (8, 16, 24, 40, 80)  # GiB
@@ -229,39 +232,49 @@ def _expect(exercise: Exercise, case: str, got: object, expected: float, typical
     for key, value in typical:
         if not math.isclose(value, expected, rel_tol=1e-9):
             named.setdefault(value, key)
-    try:
-        number = float(got)  # type: ignore[arg-type]
-        near = [value for value in named if math.isclose(number, value, rel_tol=1e-9)]
-    except (TypeError, ValueError):
-        near = []
+    number = as_number(got)
+    near = [value for value in named
+            if number is not None and math.isclose(number, value, rel_tol=1e-9)]
     exercise.expect_number(case, got, expected, {named[v]: v for v in near[:1]})
-
 
 
 # --- 1.1 -----------------------------------------------------------------------------------------
 
 
+Convert = Callable[[float], float]
+
+
 def weight_bytes(
-    answer: Callable[[int, torch.dtype], float],
-    in_gb: Callable[[float], float],
-    in_gib: Callable[[float], float],
+    answer: Callable[[int, torch.dtype], float], in_gb: Convert, in_gib: Convert
 ) -> None:
     """Bytes of weights by dtype against torch's own tensors; GB and GiB."""
-    exercise = EXERCISES["weight_bytes"]
-    for n in (1000, 7_000_000_000):
-        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float64):
-            expected = torch.empty(1000, dtype=dtype).nbytes * n // 1000
-            case = f"weight_bytes({n:_}, {dtype})"
-            typical = [("bits", 8 * expected), *(("one_size", b * n) for b in (1, 2, 4, 8))]
-            _expect(exercise, case, answer(n, dtype), expected, typical)
-    for size in (28_000_000_000, 2**34):
-        gb, gib = size / 10**9, size / 2**30
-        for name, convert, right, wrong in (("in_gb", in_gb, gb, gib), ("in_gib", in_gib, gib, gb)):
-            got = convert(size)
-            typical = [("gib", wrong), *(("thousand", size / 10**k) for k in (3, 6, 12))]
-            typical += [("thousand", size / 2**k) for k in (10, 20, 40)]
-            _expect(exercise, f"{name}({size:_})", got, right, typical)
-    exercise.passed("seven billion parameters: 28 GB in fp32, which is 26.1 GiB")
+    dtypes = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float64)
+    compare_weight_bytes(answer, [(n, dtype) for n in (1000, 7_000_000_000) for dtype in dtypes])
+    for name, convert in (("in_gb", in_gb), ("in_gib", in_gib)):
+        compare_conversion(name, convert, (28_000_000_000, 2**34))
+    EXERCISES["weight_bytes"].passed("seven billion parameters: 28 GB in fp32, which is 26.1 GiB")
+
+
+def compare_weight_bytes(
+    answer: Callable[[int, torch.dtype], float], cases: Iterable[tuple[int, torch.dtype]]
+) -> None:
+    """Cases: (parameters, dtype)."""
+    for n, dtype in cases:
+        expected = torch.empty(1000, dtype=dtype).nbytes // 1000 * n
+        case = f"weight_bytes({n:_}, {dtype})"
+        typical = [("bits", 8 * expected), *(("one_size", b * n) for b in (1, 2, 4, 8))]
+        _expect(EXERCISES["weight_bytes"], case, answer(n, dtype), expected, typical)
+
+
+def compare_conversion(name: str, convert: Convert, sizes: Iterable[float]) -> None:
+    """`name`: "in_gb" or "in_gib". Sizes: bytes."""
+    for size in sizes:
+        right, wrong = size / 10**9, size / 2**30
+        if name == "in_gib":
+            right, wrong = wrong, right
+        typical = [("gib", wrong), *(("thousand", size / 10**k) for k in (3, 6, 12))]
+        typical += [("thousand", size / 2**k) for k in (10, 20, 40)]
+        _expect(EXERCISES["weight_bytes"], f"{name}({size:_})", convert(size), right, typical)
 
 
 # --- 1.2 -----------------------------------------------------------------------------------------
@@ -291,31 +304,42 @@ def _counted_step(precision: str, optimizer: str) -> tuple[int, int]:
     return sum(p.numel() for p in model.parameters()), sum(t.nbytes for t in tensors)
 
 
+STATES = tuple((p, o) for p in ("fp32", "bf16", "mixed") for o in ("adamw", "sgd"))
+
+
 def training_state_bytes(answer: Callable[[int, str, str], float]) -> None:
     """Bytes of full fine-tuning without activations, against counted steps."""
+    compare_training_state_bytes(answer, [
+        (n, precision, optimizer)
+        for precision, optimizer in STATES
+        for n in (_counted_step(precision, optimizer)[0], 7_000_000_000)
+    ])  # fmt: skip
+    EXERCISES["training_state_bytes"].passed(
+        "7B: 112 GB in fp32, 56 GB in bf16, 112 GB in mixed precision")
+
+
+def compare_training_state_bytes(
+    answer: Callable[[int, str, str], float], cases: Iterable[tuple[int, str, str]]
+) -> None:
+    """Cases: (parameters, precision, optimizer)."""
     exercise = EXERCISES["training_state_bytes"]
-    for precision, optimizer in (
-        ("fp32", "adamw"), ("fp32", "sgd"), ("bf16", "adamw"), ("bf16", "sgd"),
-        ("mixed", "adamw"), ("mixed", "sgd"),
-    ):  # fmt: skip
+    for n, precision, optimizer in cases:
         counted_n, counted = _counted_step(precision, optimizer)
-        for n in (counted_n, 7_000_000_000):
-            expected = counted * n // counted_n
-            b = 4 if precision == "fp32" else 2
-            adam = optimizer == "adamw"
-            wrong: list[tuple[str, float]] = []
-            if precision == "mixed":
-                wrong += [("master", k * n) for k in ((8, 12) if adam else (4,))]
-                wrong += [("working", expected - 2 * n)]
-            else:
-                wrong += [("weights", expected - b * n)]
-            if adam and precision == "bf16":
-                wrong += [("fp32_moments", (2 + 2 + 8) * n), ("fp32_moments", 16 * n)]
-            if not adam:
-                wrong += [("sgd", expected + k * n) for k in (b, 2 * b, 4, 8)]
-            case = f'training_state_bytes({n:_}, "{precision}", "{optimizer}")'
-            _expect(exercise, case, answer(n, precision, optimizer), expected, wrong)
-    exercise.passed("7B: 112 GB in fp32, 56 GB in bf16, 112 GB in mixed precision")
+        expected = counted * n // counted_n
+        b = 4 if precision == "fp32" else 2
+        adam = optimizer == "adamw"
+        wrong: list[tuple[str, float]] = []
+        if precision == "mixed":
+            wrong += [("master", k * n) for k in ((8, 12) if adam else (4,))]
+            wrong += [("working", expected - 2 * n)]
+        else:
+            wrong += [("weights", expected - b * n)]
+        if adam and precision == "bf16":
+            wrong += [("fp32_moments", (2 + 2 + 8) * n), ("fp32_moments", 16 * n)]
+        if not adam:
+            wrong += [("sgd", expected + k * n) for k in (b, 2 * b, 4, 8)]
+        case = f'training_state_bytes({n:_}, "{precision}", "{optimizer}")'
+        _expect(exercise, case, answer(n, precision, optimizer), expected, wrong)
 
 
 # --- 1.3 -----------------------------------------------------------------------------------------
@@ -351,41 +375,81 @@ def _counted_lora(base: torch.dtype, adapter: torch.dtype) -> tuple[int, int, in
     return n_base, sum(p.numel() for p in trained), held
 
 
-def lora_state_bytes(answer: Callable[[int, int, torch.dtype, torch.dtype], float]) -> None:
+LoraState = Callable[[int, int, torch.dtype, torch.dtype], float]
+
+
+def lora_state_bytes(answer: LoraState) -> None:
     """Bytes of LoRA training without activations, against PEFT models after a step."""
-    exercise = EXERCISES["lora_state_bytes"]
-    for base, adapter in (
+    dtypes = (
         (torch.float32, torch.float32),
         (torch.bfloat16, torch.float32),
         (torch.bfloat16, torch.bfloat16),
-    ):
+    )
+    compare_lora_state_bytes(answer, [
+        (n_base, n_adapter, base, adapter)
+        for base, adapter in dtypes
+        for n_base, n_adapter in (_counted_lora(base, adapter)[:2], (7_000_000_000, 20_000_000))
+    ])  # fmt: skip
+    EXERCISES["lora_state_bytes"].passed(
+        "7B with 20 million fp32 adapter parameters: 14.3 GB, of which 14 are the base")
+
+
+def compare_lora_state_bytes(
+    answer: LoraState, cases: Iterable[tuple[int, int, torch.dtype, torch.dtype]]
+) -> None:
+    """Cases: (frozen parameters, adapter parameters, dtype of the base, of the adapters)."""
+    for nb, na, base, adapter in cases:
         n_base, n_adapter, counted = _counted_lora(base, adapter)
-        # What one adapter parameter costs, counted; and the same at a 7B model's size.
+        # What one adapter parameter costs, counted.
         each = (counted - n_base * base.itemsize) // n_adapter
-        large = 7_000_000_000 * base.itemsize + 20_000_000 * each
-        for nb, na, expected in (
-            (n_base, n_adapter, counted),
-            (7_000_000_000, 20_000_000, large),
-        ):
-            a, b = na * adapter.itemsize, nb * base.itemsize
-            wrong = [
-                ("dtype", b + 4 * na * base.itemsize),
-                ("dtype", (nb + 4 * na) * adapter.itemsize),
-                ("gradients", expected + b),
-                ("gradients", expected + nb * adapter.itemsize),
-                ("everything", 4 * b + 4 * a),
-                ("everything", b + 3 * nb * adapter.itemsize + 4 * a),
-                ("everything", b + 2 * nb * adapter.itemsize + 4 * a),
-                ("everything", 3 * b + 4 * a),
-                ("adapters", b + 3 * a),
-                ("base", 4 * a),
-            ]
-            case = f"lora_state_bytes({nb:_}, {na:_}, {base}, {adapter})"
-            _expect(exercise, case, answer(nb, na, base, adapter), expected, wrong)
-    exercise.passed("7B with 20 million fp32 adapter parameters: 14.3 GB, of which 14 are the base")
+        expected = nb * base.itemsize + na * each
+        a, b = na * adapter.itemsize, nb * base.itemsize
+        wrong = [
+            ("dtype", b + 4 * na * base.itemsize),
+            ("dtype", (nb + 4 * na) * adapter.itemsize),
+            ("gradients", expected + b),
+            ("gradients", expected + nb * adapter.itemsize),
+            ("everything", 4 * b + 4 * a),
+            ("everything", b + 3 * nb * adapter.itemsize + 4 * a),
+            ("everything", b + 2 * nb * adapter.itemsize + 4 * a),
+            ("everything", 3 * b + 4 * a),
+            ("adapters", b + 3 * a),
+            ("base", 4 * a),
+        ]
+        case = f"lora_state_bytes({nb:_}, {na:_}, {base}, {adapter})"
+        _expect(EXERCISES["lora_state_bytes"], case, answer(nb, na, base, adapter), expected, wrong)
 
 
 # --- 1.4 -----------------------------------------------------------------------------------------
+
+
+class Quantised(NamedTuple):
+    """A model to be quantised: weights of each linear layer, the rest, and what it takes up."""
+
+    sizes: tuple[int, ...]
+    n_rest: int
+    rest_dtype: torch.dtype
+    double_quant: bool
+    n_bytes: int
+    said: str = ""  # in place of the sizes
+
+    @classmethod
+    def counted(
+        cls, shapes: Iterable[tuple[int, int]], n_rest: int, dtype: torch.dtype, double: bool
+    ) -> Quantised:
+        """With bitsandbytes' own layers of these (in, out) shapes, counted."""
+        shapes = tuple(shapes)
+        held = _counted_nf4(shapes, double) + n_rest * dtype.itemsize
+        return cls(tuple(i * o for i, o in shapes), n_rest, dtype, double, held)
+
+    @classmethod
+    def computed(
+        cls, sizes: Iterable[int], n_rest: int, dtype: torch.dtype, double: bool, said: str = ""
+    ) -> Quantised:
+        """By the formula, for models too large to be quantised here."""
+        sizes = tuple(sizes)
+        held = sum(sum(memory.nf4_bytes(size, double_quant=double)) for size in sizes)
+        return cls(sizes, n_rest, dtype, double, held + n_rest * dtype.itemsize, said)
 
 
 @lru_cache
@@ -401,7 +465,7 @@ def _counted_nf4(shapes: tuple[tuple[int, int], ...], double_quant: bool) -> int
     return sum(measure.held(layers).values())
 
 
-def _nf4_wrong(sizes: list[int], n_rest: int, itemsize: int, double: bool, right: int) -> Typical:
+def _nf4_wrong(sizes: Sequence[int], n_rest: int, itemsize: int, double: bool, right: int) -> Typical:
     """What each typical mistake gives."""
     n, layers = sum(sizes), len(sizes)
     codes = [math.ceil(s / 2) for s in sizes]
@@ -429,33 +493,42 @@ def _nf4_wrong(sizes: list[int], n_rest: int, itemsize: int, double: bool, right
     yield "pooled", right - (layers - 1) * table
 
 
-def qlora_weight_bytes(answer: Callable[[list[int], int, torch.dtype, bool], float]) -> None:
+QloraWeights = Callable[[list[int], int, torch.dtype, bool], float]
+
+
+def qlora_weight_bytes(answer: QloraWeights) -> None:
     """Bytes of a quantised model's weights, against bitsandbytes' layers on the CPU."""
-    exercise = EXERCISES["qlora_weight_bytes"]
     shapes = ((64, 96), (100, 37), (256, 320))
-    sizes = [i * o for i, o in shapes]
     arch = memory.describe("llama-2-7b")
     big = [layer.weights for layer in arch.linear]
-    for double_quant in (False, True):
-        small = _counted_nf4(shapes, double_quant)
-        for dtype in (torch.bfloat16, torch.float32):
-            expected = small + 5000 * dtype.itemsize
-            case = f"qlora_weight_bytes({sizes}, 5000, {dtype}, double_quant={double_quant})"
-            wrong = _nf4_wrong(sizes, 5000, dtype.itemsize, double_quant, expected)
-            got = answer(list(sizes), 5000, dtype, double_quant)
-            _expect(exercise, case, got, expected, wrong)
-        estimated = memory.estimate(arch, "qlora", dtype="bf16", double_quant=double_quant)
-        expected = estimated.weights + estimated.weights_4bit + estimated.constants
-        case = f"qlora_weight_bytes(<Llama-2-7B>, bf16, double_quant={double_quant})"
-        wrong = _nf4_wrong(big, arch.rest, 2, double_quant, expected)
-        got = answer(list(big), arch.rest, torch.bfloat16, double_quant)
-        _expect(exercise, case, got, expected, wrong)
-    exercise.passed(f"Llama-2-7B with double quantisation: {expected / 1e9:.2f} GB, to the byte")
+    cases = []
+    for double in (False, True):
+        cases += [Quantised.counted(shapes, 5000, d, double) for d in (torch.bfloat16, torch.float32)]
+        cases += [Quantised.computed(big, arch.rest, torch.bfloat16, double, "<Llama-2-7B>")]
+    compare_qlora_weight_bytes(answer, cases)
+    EXERCISES["qlora_weight_bytes"].passed(
+        f"Llama-2-7B with double quantisation: {cases[-1].n_bytes / 1e9:.2f} GB, to the byte")
+
+
+def compare_qlora_weight_bytes(answer: QloraWeights, cases: Iterable[Quantised]) -> None:
+    """Raise WrongAnswer at the first model whose bytes `answer` gets wrong."""
+    for sizes, n_rest, dtype, double, expected, said in cases:
+        case = (f"qlora_weight_bytes({said or list(sizes)}, {n_rest}, {dtype}, "
+                f"double_quant={double})")
+        wrong = _nf4_wrong(sizes, n_rest, dtype.itemsize, double, expected)
+        got = answer(list(sizes), n_rest, dtype, double)
+        _expect(EXERCISES["qlora_weight_bytes"], case, got, expected, wrong)
 
 
 # --- 1.5 -----------------------------------------------------------------------------------------
 
 RANGES = {"batch": (1, 64), "seq": (128, 4096), "rank": (1, 64)}
+
+
+NUMBERS = tuple(RANGES)
+SWITCHES = ("checkpointing", "double_quant", "master_weights")
+DTYPES = ("dtype", "adapter_dtype", "compute_dtype")
+MOST_TARGETS = 64  # names of layers; no architecture has more kinds
 
 
 def table_settings(answer: Callable[[], dict[str, tuple[dict, dict]]]) -> None:
@@ -464,35 +537,77 @@ def table_settings(answer: Callable[[], dict[str, tuple[dict, dict]]]) -> None:
     given = answer()
     if not hasattr(given, "keys") or set(given) != set(LESSON):
         raise exercise.wrong('The answer needs the keys "full", "lora" and "qlora", no others.')
-    for method, target in LESSON.items():
-        try:
-            holds, breaks = (dict(settings) for settings in given[method])
-        except (TypeError, ValueError):
-            raise exercise.wrong(f'"{method}" needs two dicts: (holds, breaks).') from None
-        totals = []
-        for settings in (holds, breaks):
-            for name, (low, high) in RANGES.items():
-                if not low <= settings.get(name, low) <= high:
-                    raise exercise.wrong(f"{method}: {name}={settings[name]}.", "unusual")
-            try:
-                totals.append(memory.estimate("llama-2-7b", method, **settings).total)
-            except (CourseError, TypeError) as error:
-                said = str(error).split("estimate() ")[-1]
-                raise exercise.wrong(f"{method}: {said}") from None
-        if not math.isclose(totals[0], target, rel_tol=0.10):
-            found, wanted = f"{totals[0] / 1e9:.1f} GB", f"{target / 1e9:.0f} GB"
-            said = f"{method}: {found} is not within 10 % of {wanted}."
-            twice = method == "full" and math.isclose(totals[0], 2 * target, rel_tol=0.10)
-            raise exercise.wrong(said, "sixteen" if twice else None)
-        changed = _changed(holds, breaks)
-        if len(changed) != 1:
-            said = ", ".join(sorted(changed)) or "nothing"
-            raise exercise.wrong(f"{method}: you changed {said}.", "two_changes")
-        if abs(totals[1] / totals[0] - 1) < 0.25:
-            moved = f"{totals[0] / 1e9:.1f} GB to {totals[1] / 1e9:.1f} GB"
-            said = f"{method}: {changed.pop()} moves {moved}."
-            raise exercise.wrong(said, "no_effect")
+    for method in LESSON:
+        compare_settings(method, given[method])
     exercise.passed("three numbers, each with the settings it holds under")
+
+
+def compare_settings(method: str, given: Any) -> None:
+    """`given`: (settings under which the lesson's figure for `method` holds, a change of one)."""
+    exercise, target = EXERCISES["table_settings"], LESSON[method]
+    pair = given if isinstance(given, list | tuple) else ()
+    if len(pair) != 2 or not all(isinstance(settings, Mapping) for settings in pair):
+        raise exercise.wrong(f'"{method}" needs two dicts: (holds, breaks).')
+    holds, breaks = ({key: _setting(method, key, value) for key, value in settings.items()}
+                     for settings in pair)
+    totals = []
+    for settings in (holds, breaks):
+        for name, (low, high) in RANGES.items():
+            if not low <= settings.get(name, low) <= high:
+                raise exercise.wrong(f"{method}: {name}={settings[name]}.", "unusual")
+        try:
+            totals.append(memory.estimate("llama-2-7b", method, **settings).total)
+        except (CourseError, TypeError) as error:
+            said = str(error).split("estimate() ")[-1]
+            raise exercise.wrong(f"{method}: {said}") from None
+    if not math.isclose(totals[0], target, rel_tol=0.10):
+        found, wanted = f"{totals[0] / 1e9:.1f} GB", f"{target / 1e9:.0f} GB"
+        said = f"{method}: {found} is not within 10 % of {wanted}."
+        twice = method == "full" and math.isclose(totals[0], 2 * target, rel_tol=0.10)
+        raise exercise.wrong(said, "sixteen" if twice else None)
+    changed = _changed(holds, breaks)
+    if len(changed) != 1:
+        said = ", ".join(sorted(changed)) or "nothing"
+        raise exercise.wrong(f"{method}: you changed {said}.", "two_changes")
+    if abs(totals[1] / totals[0] - 1) < 0.25:
+        moved = f"{totals[0] / 1e9:.1f} GB to {totals[1] / 1e9:.1f} GB"
+        said = f"{method}: {changed.pop()} moves {moved}."
+        raise exercise.wrong(said, "no_effect")
+
+
+def _setting(method: str, name: Any, given: Any) -> Any:
+    """One setting in the form that `memory.estimate` takes; a dtype may be a torch dtype's name."""
+    found: Any = None
+    if name in NUMBERS:
+        found = as_whole(given)
+    elif name in SWITCHES:
+        found = as_truth(given)
+        if found is None and as_number(given) in (0, 1):
+            found = bool(given)
+    elif name in DTYPES:
+        text = str(given).removeprefix("torch.") if isinstance(given, str | torch.dtype) else ""
+        found = getattr(torch, text, None) or memory.DTYPES.get(text)
+        if not isinstance(found, torch.dtype) or not found.is_floating_point:
+            found = None
+        if given is None and name == "compute_dtype":
+            return None
+    elif name == "targets":
+        if isinstance(given, str):
+            return given
+        names = tuple(given) if isinstance(given, list | tuple | set | frozenset) else ()
+        if 0 < len(names) <= MOST_TARGETS and all(isinstance(one, str) for one in names):
+            found = names
+    elif isinstance(given, str):
+        found = given
+    elif isinstance(name, str):
+        # No setting of that name takes anything else; memory.estimate says so.
+        found = shortened(given)
+    if found is None:
+        raise EXERCISES["table_settings"].wrong(
+            f"{method}: {shortened(name)} can't be {shortened(given)}.",
+            "unusual" if name in NUMBERS else None,
+        )
+    return found
 
 
 def _changed(one: dict, other: dict) -> set[str]:
@@ -501,6 +616,7 @@ def _changed(one: dict, other: dict) -> set[str]:
 
     signature = inspect.signature(memory.estimate)
     default = {name: p.default for name, p in signature.parameters.items()}
+    default |= {name: memory.dtype_of(default[name]) for name in ("dtype", "adapter_dtype")}
     return {
         name
         for name in one.keys() | other.keys()
@@ -511,15 +627,20 @@ def _changed(one: dict, other: dict) -> set[str]:
 # --- 1.6 -----------------------------------------------------------------------------------------
 
 
-def _first(gpu_bytes: float, needs: Callable[[memory.Estimate], float], model, batch, seq):
+Choice = tuple[str, bool] | None
+Case = tuple[int, str, int, int]  # GiB of the card, model, batch, sequence length
+
+
+def _first(gpu_bytes: float, needs: Callable[[memory.Estimate], float], model, batch, seq) -> Choice:
     for method, ck in OPTIONS:
-        if needs(_estimate(model, method, batch, seq, ck)) <= gpu_bytes:
+        if needs(fit_estimate(model, method, batch, seq, ck)) <= gpu_bytes:
             return method, ck
     return None
 
 
-@lru_cache(maxsize=None)
-def _estimate(model: str, method: str, batch: int, seq: int, ck: bool) -> memory.Estimate:
+@lru_cache(maxsize=4096)
+def fit_estimate(model: str, method: str, batch: int, seq: int, ck: bool) -> memory.Estimate:
+    """What one option needs, other settings at their defaults."""
     return memory.estimate(model, method, batch=batch, seq=seq, checkpointing=ck)
 
 
@@ -527,10 +648,29 @@ def _weights(e: memory.Estimate) -> float:
     return e.weights + e.weights_4bit + e.constants + e.adapters
 
 
-def cheapest_fit(answer: Callable[[int, str, int, int], tuple[str, bool] | None]) -> None:
+def choices(gpu: int, model: str, batch: int, seq: int) -> dict[str, tuple[Choice, ...]]:
+    """What is chosen in this case: "right", and by each shortcut, under its symptom's key."""
+    where, card = (model, batch, seq), gpu * memory.GiB
+    return {
+        "right": (_first(card, lambda e: memory.on_card(e.total), *where),),
+        "activations": (
+            _first(card, _weights, *where),
+            _first(card, lambda e: memory.on_card(_weights(e)), *where),
+            _first(card, lambda e: e.static, *where),
+            _first(card, lambda e: memory.on_card(e.static), *where),
+        ),
+        "overhead": (
+            _first(card, lambda e: e.total, *where),
+            _first(card, lambda e: 1.1 * e.total, *where),
+            _first(card, lambda e: e.total + memory.GiB, *where),
+        ),
+        "decimal": (_first(gpu * memory.GB, lambda e: memory.on_card(e.total), *where),),
+    }
+
+
+def cheapest_fit(answer: Callable[[int, str, int, int], Choice]) -> None:
     """The first option that fits, for cases in which each shortcut picks another."""
-    exercise = EXERCISES["cheapest_fit"]
-    for gpu, model, batch, seq in (
+    compare_cheapest_fit(answer, [
         (8, "smollm2-135m", 1, 512),
         (24, "llama-2-7b", 1, 512),
         (24, "llama-2-7b", 4, 1024),
@@ -540,37 +680,43 @@ def cheapest_fit(answer: Callable[[int, str, int, int], tuple[str, bool] | None]
         (8, "llama-2-7b", 4, 1024),
         (80, "llama-3.1-8b", 4, 1024),
         (24, "llama-2-13b", 8, 2048),
-    ):
-        where, card = (model, batch, seq), gpu * memory.GiB
-        right = _first(card, lambda e: memory.on_card(e.total), *where)
-        got = _choice(answer(gpu, model, batch, seq))
-        if got == right:
+    ])  # fmt: skip
+    EXERCISES["cheapest_fit"].passed("activations, allocator and context included")
+
+
+def compare_cheapest_fit(
+    answer: Callable[[int, str, int, int], Choice], cases: Iterable[Case]
+) -> None:
+    """Raise WrongAnswer at the first case in which `answer` does not choose the cheapest fit."""
+    exercise = EXERCISES["cheapest_fit"]
+    for gpu, model, batch, seq in cases:
+        chosen = choices(gpu, model, batch, seq)
+        (right,) = chosen.pop("right")
+        given = answer(gpu, model, batch, seq)
+        case = f'cheapest_fit({gpu}, "{model}", batch={batch}, seq={seq}) gave {shortened(given)}'
+        got = None if given is None else _choice(given)
+        if got == right and (got is not None or given is None):
             continue
-        case = f'cheapest_fit({gpu}, "{model}", batch={batch}, seq={seq}) gave {got}'
-        typical = (
-            ("activations", _first(card, _weights, *where)),
-            ("activations", _first(card, lambda e: memory.on_card(_weights(e)), *where)),
-            ("activations", _first(card, lambda e: e.static, *where)),
-            ("activations", _first(card, lambda e: memory.on_card(e.static), *where)),
-            ("overhead", _first(card, lambda e: e.total, *where)),
-            ("overhead", _first(card, lambda e: 1.1 * e.total, *where)),
-            ("overhead", _first(card, lambda e: e.total + memory.GiB, *where)),
-            ("decimal", _first(gpu * memory.GB, lambda e: memory.on_card(e.total), *where)),
-        )
-        if right is None:
-            typical = (*(t for t in typical if t[1] is not None), ("none", got))
-        for key, wrong in typical:
-            if got == wrong:
+        if given is not None and got is None:
+            raise exercise.wrong(f"{case}; expected (method, checkpointing), or None.")
+        for key, wrong in chosen.items():
+            # Where nothing fits, a shortcut that finds nothing either explains no answer.
+            if got in wrong and (right is not None or got is not None):
                 raise exercise.wrong(f"{case}.", key)
-        later = right in OPTIONS and got in OPTIONS[OPTIONS.index(right) :]
+        if right is None:
+            raise exercise.wrong(f"{case}.", "none")
+        later = got in OPTIONS[OPTIONS.index(right) :]
         raise exercise.wrong(f"{case}; expected {right}.", "last" if later else None)
-    exercise.passed("activations, allocator and context included")
 
 
-def _choice(given: object) -> object:
-    """A (method, checkpointing) answer in one form, whether tuple or list, bool or numpy bool."""
-    try:
-        method, checkpointing = given  # type: ignore[misc]
-        return str(method).lower(), bool(checkpointing)
-    except (TypeError, ValueError):
-        return given
+def _choice(given: Any) -> Choice:
+    """A (method, checkpointing) answer in one form, tuple or list, bool or number; else None."""
+    if not isinstance(given, list | tuple) or len(given) != 2:
+        return None
+    method, checkpointing = given
+    truth = as_truth(checkpointing)
+    if truth is None and as_number(checkpointing) in (0, 1):
+        truth = bool(checkpointing)
+    if not isinstance(method, str) or truth is None or (method.lower(), truth) not in OPTIONS:
+        return None
+    return method.lower(), truth
