@@ -72,7 +72,7 @@ def release_notebook(source: NotebookNode, name: str) -> NotebookNode:
         config.CourseDirectory.assignment_id = name
         config.SaveCells.enabled = False
         config.GenerateAssignment.no_database = True
-        log, said = _quiet_log()
+        log, said = quiet_log()
         converter = GenerateAssignment(
             coursedir=CourseDirectory(config=config), config=config, log=log
         )
@@ -83,7 +83,7 @@ def release_notebook(source: NotebookNode, name: str) -> NotebookNode:
         return nbformat.read(root / "release" / name / f"{name}.ipynb", nbformat.NO_CONVERT)
 
 
-def _quiet_log() -> tuple[logging.Logger, io.StringIO]:
+def quiet_log() -> tuple[logging.Logger, io.StringIO]:
     said = io.StringIO()
     log = logging.Logger("nbgrader", logging.ERROR)
     log.addHandler(logging.StreamHandler(said))
