@@ -153,9 +153,8 @@ BUNDLED_SUFFIXES = {".ipynb", ".json", ".jsonl", ".lock", ".md", ".mplstyle", ".
 def student_pyproject(text: str) -> str:
     """`pyproject.toml` without what only instructors have: the autograder and the tests."""
     text = re.sub(r'^autograder = .*\n', "", text, flags=re.MULTILINE)
-    text = re.sub(r'^test = .*\n', "", text, flags=re.MULTILINE)
-    text = re.sub(r'^\[project\.optional-dependencies\]\n+(?=\[)', "", text, flags=re.MULTILINE)
-    text = re.sub(r'^\[tool\.(pytest|ruff)[^\]]*\]\n(?:(?!\[).*\n?)*', "", text, flags=re.MULTILINE)
+    ours = r"project\.optional-dependencies|project\.entry-points[^\]]*|tool\.(?:pytest|ruff)[^\]]*"
+    text = re.sub(rf'^\[(?:{ours})\]\n(?:(?!\[).*\n?)*', "", text, flags=re.MULTILINE)
     text = text.replace(', "autograder*"', "").rstrip("\n") + "\n"
     tomllib.loads(text)
     if "autograder" in text:

@@ -51,7 +51,7 @@ TESTING = named(EXTRAS["test"])
 def closure(requirements: list[Requirement]) -> set[str]:
     """What `requirements` bring with them, as installed here, and themselves."""
     found: set[tuple[str, tuple[str, ...]]] = set()
-    todo = list(requirements)
+    todo = [each for each in requirements if each.marker is None or each.marker.evaluate()]
     while todo:
         wanted = todo.pop()
         key = (canonicalize_name(wanted.name), tuple(sorted(wanted.extras)))
