@@ -250,7 +250,7 @@ def stored_result(root: Path, key: str) -> Result | None:
     """The result kept under `key`; None where there is none, or a damaged one."""
     try:
         return Result.from_json(_result_path(root, key).read_text("utf-8"))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -65,7 +65,9 @@ def init(
     Returns the folder. Raises CourseError, SourceError.
     """
     root = Path(folder).resolve()
-    root.mkdir(parents=True, exist_ok=True)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    # The solutions will be in it, and it may be on a machine where students have accounts.
+    root.mkdir(mode=0o700, exist_ok=True)
     _settings(root, personal, said)
     for name, text in (("nbgrader_config.py", NBGRADER_CONFIG), ("README.md", README),
                        (".gitignore", IGNORED)):

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from autograder.commands import Chapters, ClassFolder, console
+from loralab.errors import CourseError
 
 
 def grade(
@@ -39,13 +40,16 @@ def grade(
     root = root.resolve()
     try:
         with gradebook.writing(root) as book:
-            work = class_grading.find(root, chapter or (), student)
+            with console.status("looking"):
+                work = class_grading.find(root, chapter or (), student)
             for line in work.ignored:
                 console.print(f"[yellow]ignored[/]  {escape(line)}", soft_wrap=True)
             if not work.tasks and not work.failures:
                 console.print("Nothing is there to grade: "
                               f"{escape(str(root))}/submitted/STUDENT/CHAPTER", soft_wrap=True)
                 return
+            if scheduler is None:
+                _need_sandbox()
             failures = _grade(class_grading.grade(
                 root, book, work, force=force, workers=workers, scheduler=scheduler), work)
             rows = {name: book.rows(name) for name in work.chapters}
@@ -60,6 +64,16 @@ def grade(
     _what_next([name for name, found in rows.items() if found], rows)
     if failures:
         raise typer.Exit(1)
+
+
+def _need_sandbox() -> None:
+    """Say once, before anything is graded, what each submission would fail of."""
+    from autograder.sandbox import bubblewrap
+
+    try:
+        bubblewrap.require()
+    except bubblewrap.NoSandbox as error:
+        raise CourseError(str(error), "autograder doctor says more") from None
 
 
 def _grade(steps, work) -> list[tuple[str, str]]:
