@@ -135,9 +135,9 @@ def _is_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
 
 
-def shown(name: str) -> str:
-    """A name that a stranger chose, for a terminal."""
-    return name if name.isprintable() else ascii(name)[1:-1]
+def shown(text: str) -> str:
+    """Text that a stranger may have chosen, for one line of a terminal."""
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 # One task -----------------------------------------------------------------------------------------

@@ -117,9 +117,10 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
             stack.enter_context(client)
             yield client
             return
-        # Not in the class folder, and not where the terminal happens to be.
+        # Not in the class folder, nor where the terminal happens to be. A short name: sockets lie
+        # in it, whose paths may have 107 bytes.
         scratch = stack.enter_context(tempfile.TemporaryDirectory(
-            prefix="loralab-workers-", ignore_cleanup_errors=True))
+            prefix="loralab-", ignore_cleanup_errors=True))
         stack.enter_context(dask.config.set(LOCAL))
         client = stack.enter_context(_local(workers, scratch))
         client.register_plugin(_quiet_on_interrupt())
@@ -138,7 +139,8 @@ def _local(workers: int, scratch: str) -> Iterator[Any]:
         dashboard_address="127.0.0.1:0", worker_dashboard_address=None,
         # The sandbox limits what a student's code takes.
         memory_limit=0,
-        local_directory=scratch, silence_logs=LOGGER_LEVEL,
+        # Whatever a worker leaves behind when it is ended goes with the folder.
+        local_directory=scratch, env={"TMPDIR": scratch}, silence_logs=LOGGER_LEVEL,
     )
     try:
         with Client(cluster, set_as_default=False) as client:

@@ -149,8 +149,14 @@ class Writer:
         try:
             converter(coursedir=place, config=self._config, log=log, force=force).start()
         except (Exception, SystemExit) as error:
-            words = said.getvalue().strip().splitlines()
-            raise Refused("\n".join(words[-12:]) or f"{type(error).__name__}: {error}") from error
+            raise Refused(_essence(said.getvalue()) or f"{type(error).__name__}: {error}") from error
+
+
+def _essence(log: str) -> str:
+    """What nbgrader's log says was wrong: the last error's line, without its traceback."""
+    lines = [line for line in log.splitlines() if line.strip() and not line.startswith((
+        " ", "Traceback", "There was an error processing", "Please see the"))]
+    return lines[-1].strip() if lines else ""
 
 
 def _text(path: Path) -> str:

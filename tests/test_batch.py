@@ -264,13 +264,11 @@ def test_stopping_keeps_what_is_graded_and_ends_the_workers(root):
         submit(root, f"s{number}")
     steps = batch.run(root, tasks(root), grade=slow, workers=2)
     done = {next(steps).task.student, next(steps).task.student}
-    workers = psutil.Process().children(recursive=True)
-    assert len(workers) >= 2
+    workers = [each for each in psutil.Process().children(recursive=True)
+               if "spawn_main" in " ".join(each.cmdline())]
+    assert len(workers) == 2
     steps.close()
-    psutil.wait_procs(workers, timeout=10)
-    alive = [each for each in workers if each.is_running() and "spawn_main" in
-             " ".join(each.cmdline())]
-    assert alive == []
+    assert psutil.wait_procs(workers, timeout=10)[1] == []
     assert not list((root / ".grading" / "results").glob(".new-*"))
     resumed = grade(root, workers=1)
     assert {name for name, one in resumed.items() if one.cached} >= done
@@ -472,7 +470,7 @@ def test_a_submission_that_nbgrader_refuses_is_reported_and_the_others_are_recor
             course, book, work, by=lambda task: result, workers=1, force=True))
     refused = [step for step in done if step.failure]
     assert [step.where for step in refused] == [f"eve/{NAME}"]
-    assert "nbgrader refused it" in refused[0].failure
+    assert refused[0].failure.startswith("nbgrader refused it: nbformat.reader.NotJSONError: ")
     assert not (course / "autograded" / "eve" / NAME).exists()
     with gradebook.writing(course) as book:
         assert {"ada", "zoe"} <= {row.student for row in book.rows(NAME)}

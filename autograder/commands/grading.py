@@ -35,7 +35,7 @@ def grade(
     ] = False,
 ) -> None:
     """Grade submitted/STUDENT/CHAPTER. Can be stopped (Ctrl+C) and started again at any point."""
-    from autograder import class_grading, gradebook
+    from autograder import batch, class_grading, gradebook
 
     root = root.resolve()
     try:
@@ -60,7 +60,8 @@ def grade(
         if found:
             _show_scores(name, found)
     for where, why in failures:
-        console.print(f"[red]not graded[/]  {escape(where)}: {escape(why)}", soft_wrap=True)
+        console.print(f"[red]not graded[/]  {escape(where)}: "
+                      f"{escape(batch.shown(why))}", soft_wrap=True)
     _what_next([name for name, found in rows.items() if found], rows)
     if failures:
         raise typer.Exit(1)
