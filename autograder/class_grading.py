@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autograder import batch, classroom
+from autograder import batch, classroom, tasks
 from autograder.gradebook import Refused, Writer
 from autograder.result import Result
 
@@ -17,7 +17,7 @@ class Work:
     """What there is to do. ignored: what is no submission. failures: (submission, reason)."""
 
     chapters: list[str]
-    tasks: list[batch.Task]
+    tasks: list[tasks.Task]
     ignored: list[str]
     failures: list[tuple[str, str]]
 
@@ -43,17 +43,17 @@ def find(root: Path, names: Sequence[str] = (), student: str | None = None) -> W
     """
     from autograder.submission import quarantine
 
-    chapters = batch.chapters(root, names)
-    found, ignored = batch.submissions(root, chapters, student)
-    tasks, failures = [], []
+    chapters = tasks.chapters(root, names)
+    found, ignored = tasks.submissions(root, chapters, student)
+    to_do, failures = [], []
     for each in found:
         aside = classroom.private(root) / "quarantine" / each.student / each.chapter
         try:
             notes = quarantine(each.folder, aside)
-            tasks.append(batch.task_of(root, each, notes))
+            to_do.append(tasks.task_of(root, each, notes))
         except OSError as error:
             failures.append((str(each), f"it cannot be read: {error}"))
-    return Work(chapters, tasks, ignored, failures)
+    return Work(chapters, to_do, ignored, failures)
 
 
 def grade(
@@ -64,7 +64,7 @@ def grade(
     force: bool = False,
     workers: int | None = None,
     scheduler: str | None = None,
-    by: Callable[[batch.Task], Result] = batch.grade_one,
+    by: Callable[[tasks.Task], Result] = tasks.grade_one,
 ) -> Iterator[Step]:
     """Grade, then record; a step for each. Close the generator to stop."""
     graded = []

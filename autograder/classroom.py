@@ -45,7 +45,7 @@ class Settings:
             f'course_id = "{self.course_id}"\n'
             "# true: every student gets a language of their own (`autograder languages`).\n"
             f"personal = {str(self.personal).lower()}\n"
-            "# Where the grades are, if not in gradebook.db; handed to nbgrader as it is, untested.\n"
+            "# Where the grades are, if not in gradebook.db; nbgrader gets it as it is. Untested.\n"
             '# db_url = "postgresql://user@host/lora_lab"\n'
         )
 

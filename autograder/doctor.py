@@ -36,8 +36,9 @@ def checks() -> doctor.Looks:
 def _linux() -> Item:
     if sys.platform == "linux":
         return Item("Linux", True, platform.release())
-    return Item("Linux", False, f"this is {platform.system()}; the sandbox is made of Linux's "
-                "namespaces", "grade on a Linux machine, in a virtual machine or on a hosted runner")
+    return Item("Linux", False,
+                f"this is {platform.system()}; the sandbox is made of Linux's namespaces",
+                "grade on a Linux machine, in a virtual machine or on a hosted runner")
 
 
 def _bubblewrap() -> Item:
@@ -115,8 +116,9 @@ def _alembic() -> Item:
         return Item("alembic", True, found)
     beside = Path(sys.executable).parent
     if (beside / "alembic").exists():
-        return Item("alembic", False, f"it is in {beside}, which is not on PATH",
-                    f"activate the environment: source {beside / 'activate'}")
+        # No failure: our own commands look there.
+        return Item("alembic", True, f"in {beside}; for nbgrader's own commands: "
+                    f"source {beside / 'activate'}")
     return Item("alembic", False, "it is not installed", "rm -r .venv && make lab")
 
 

@@ -149,7 +149,8 @@ class Writer:
         try:
             converter(coursedir=place, config=self._config, log=log, force=force).start()
         except (Exception, SystemExit) as error:
-            raise Refused(_essence(said.getvalue()) or f"{type(error).__name__}: {error}") from error
+            words = _essence(said.getvalue()) or f"{type(error).__name__}: {error}"
+            raise Refused(words) from error
 
 
 def _essence(log: str) -> str:

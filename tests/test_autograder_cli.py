@@ -239,6 +239,8 @@ def test_every_failure_has_a_fix_and_one_line(engine, monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "_kernel", lambda name: "")
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setenv("PATH", str(tmp_path))
+    assert doctor._alembic().ok, "it is beside this Python"
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setattr(doctor, "DISK_NEEDED_GB", 10**9)
     monkeypatch.setattr(doctor, "MEMORY_A_WORKER_GIB", 10**9)
     for look in (doctor._linux, doctor._sandbox, doctor._alembic, doctor._disk, doctor._memory):

@@ -68,7 +68,7 @@ def execute(
                      help="Injected into each chapter that has it, as often as needed."),
     ] = None,
 ) -> None:
-    """Run the solutions; write notebooks with outputs, HTML pages and timings to build/executed/."""
+    """Run the solutions; notebooks, HTML pages and timings go to build/executed/."""
     from autograder import execute as step
     from autograder import release as build
     from autograder.markers import SourceError, source_notebook

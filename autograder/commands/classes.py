@@ -83,11 +83,11 @@ def languages(
 
 def _known(root: Path) -> list[str]:
     """Students in the gradebook, and those who have handed in something."""
-    from autograder import batch, classroom, gradebook
+    from autograder import classroom, gradebook, tasks
 
     with gradebook.writing(root) as book:
         known = {name for name in book.students() if not classroom.unusable(name)}
-    found, _ = batch.submissions(root, batch.chapters(root))
+    found, _ = tasks.submissions(root, tasks.chapters(root))
     return sorted(known | {each.student for each in found})
 
 

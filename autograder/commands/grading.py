@@ -35,7 +35,7 @@ def grade(
     ] = False,
 ) -> None:
     """Grade submitted/STUDENT/CHAPTER. Can be stopped (Ctrl+C) and started again at any point."""
-    from autograder import batch, class_grading, gradebook
+    from autograder import class_grading, gradebook, tasks
 
     root = root.resolve()
     try:
@@ -61,7 +61,7 @@ def grade(
             _show_scores(name, found)
     for where, why in failures:
         console.print(f"[red]not graded[/]  {escape(where)}: "
-                      f"{escape(batch.shown(why))}", soft_wrap=True)
+                      f"{escape(tasks.shown(why))}", soft_wrap=True)
     _what_next([name for name, found in rows.items() if found], rows)
     if failures:
         raise typer.Exit(1)
@@ -81,18 +81,21 @@ def _grade(steps, work) -> list[tuple[str, str]]:
     """Go through the steps under a progress bar; (submission, reason) for each that failed."""
     failures = list(work.failures)
     counts: Counter[str] = Counter()
+    left = len(work.tasks)
     with contextlib.closing(steps), Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
         TimeRemainingColumn(), TextColumn("{task.fields[counts]}"), console=console,
     ) as progress:
         bars = {
-            "grade": progress.add_task("grading", total=len(work.tasks), counts=""),
-            "record": progress.add_task("gradebook", total=len(work.tasks), counts=""),
+            "grade": progress.add_task("grading", total=left, counts=""),
+            "record": progress.add_task("gradebook", total=left, counts=""),
         }
         for step in steps:
             counts[step.what] += 1
             if step.failure:
                 failures.append((step.where, step.failure))
+                left -= step.bar == "grade"
+                progress.update(bars["record"], total=left)
             shown = ("graded", "cached", "failed") if step.bar == "grade" else (
                 "recorded", "unchanged", "refused")
             progress.update(
