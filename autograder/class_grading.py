@@ -49,7 +49,7 @@ def find(root: Path, names: Sequence[str] = (), student: str | None = None) -> W
     for each in found:
         aside = classroom.private(root) / "quarantine" / each.student / each.chapter
         try:
-            notes = quarantine(each.folder, aside)
+            notes = quarantine(each.folder, aside, each.chapter)
             to_do.append(tasks.task_of(root, each, notes))
         except OSError as error:
             failures.append((str(each), f"it cannot be read: {error}"))

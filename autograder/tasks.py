@@ -196,7 +196,7 @@ def grade_one(task: Task) -> Result:
         result = engine.grade(
             submission.notebook, classroom.number(task.chapter), task.seed, source=source,
             files=submission.files, personal=task.personal)
-    return replace(result, notes=(*task.notes, *submission.problems, *result.notes))
+    return replace(result, notes=(*task.notes, *result.notes))
 
 
 def zeros(task: Task, message: str) -> Result:
