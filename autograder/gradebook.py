@@ -120,7 +120,7 @@ class Writer:
         return True
 
     def _compare(self, chapter: str, student: str, result: Result) -> None:
-        """nbgrader gives full marks for a cell that nobody ran: a wrong configuration shows here."""
+        """nbgrader gives full marks for a cell that nobody ran: a wrong configuration shows."""
         with self._open() as book:
             grades = book.find_submission_notebook(chapter, chapter, student).grades
             found = {grade.name: grade.auto_score for grade in grades}
