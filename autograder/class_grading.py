@@ -80,7 +80,8 @@ def grade(
     for outcome in sorted(graded, key=lambda one: (one.task.chapter, one.task.student)):
         task = outcome.task
         try:
-            changed = book.record(task.chapter, task.student, task.key, force)
+            changed = book.record(
+                task.chapter, task.student, task.key, outcome.result, force)
         except Refused as error:
             yield Step("record", "refused", task.name, f"nbgrader refused it: {error}")
         else:

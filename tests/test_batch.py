@@ -494,6 +494,20 @@ def test_a_submission_that_nbgrader_refuses_is_reported_and_the_others_are_recor
         assert {"ada", "zoe"} <= {row.student for row in book.rows(NAME)}
 
 
+def test_scores_that_nbgrader_made_up_are_noticed(course, fakes):
+    """Without the trusted step, a cell that nobody ran has full marks."""
+    hand_in(course, "mia")
+    cells = nbformat.read(course / "source" / NAME / f"{NAME}.ipynb", as_version=4).cells
+    checks = [cell.metadata.nbgrader.grade_id for cell in cells
+              if cell.cell_type == "code" and cell.metadata.get("nbgrader", {}).get("grade")]
+    zero = Result("00", "", {name: Item(1.0, 0.0) for name in checks})
+    for _ in range(2):  # and it is not forgotten
+        with gradebook.writing(course) as book:
+            work = class_grading.find(course, student="mia")
+            done = list(class_grading.grade(course, book, work, by=lambda task: zero, workers=1))
+        assert done[-1].what == "refused" and "other scores than the grader" in done[-1].failure
+
+
 # Ctrl+C, as a terminal sends it -------------------------------------------------------------------
 
 
