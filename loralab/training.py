@@ -158,7 +158,9 @@ def _machine() -> str:
 
     threads = torch.get_num_threads()
     line = hardware.describe().removeprefix("Hardware: ")
-    return line if hardware.detect().device == "cuda" else f"{line}, {threads} threads"
+    if hardware.detect().device == "cuda":
+        return line
+    return f"{line}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def _read_run(store: Path) -> Run | None:
