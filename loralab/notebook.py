@@ -62,7 +62,7 @@ def explain(error: BaseException, chapter: str, names: Iterable[str] = ()) -> li
         return _explain_name(error, chapter, names)
     if isinstance(error, NotImplementedError) and str(error).startswith("Exercise "):
         frames = traceback.extract_tb(error.__traceback__)
-        if frames and frames[-1].name.startswith(("<module", "<cell line")):  # no function
+        if frames and frames[-1].name == "<module>":
             remedy = "→ Replace this cell's `raise` line by your own, and run the cell again."
         else:
             remedy = ("→ Replace its `raise` line by your own, run that cell, then run this one "
