@@ -321,7 +321,7 @@ plots.memory_by_tokens(MODEL, [256, 512, 1024, 2048, 4096, 8192])
 plt.show()
 
 # %% [markdown]
-# *Alt text: line chart of memory in GB against tokens in a batch, for full fine-tuning, LoRA and QLoRA. Without checkpointing all three rise steeply beyond 2,048 tokens, LoRA and QLoRA the most; with checkpointing they stay nearly flat.*
+# *Alt text: line chart of memory in GB against tokens in a batch, for full fine-tuning, LoRA and QLoRA. Without checkpointing all three rise steeply beyond 2,048 tokens, LoRA and QLoRA the most; with checkpointing they rise slowly.*
 #
 # The formula counts blocks. The rest that was measured belongs to the last norm, the head's input and the position tables. LoRA and QLoRA have the same activations: quantised weights do not make them smaller, and fp32 adapters on a bf16 model even make them larger than in full fine-tuning, because each adapter keeps an fp32 copy of its input.
 #
@@ -386,7 +386,7 @@ plt.show()
 # %%
 for row in rows:
     formula = f"{row['predicted'].total / 1e9:.1f} GB" if row["predicted"] else "too little stated"
-    lines = [f"{row['id']}  {row['label']}: {row['model']}, {row['method']}",
+    lines = [f"{row['id']}  {row['label']} · {row['model']}, {row['method']}",
              f"{row['reported']} (memory: {row['memory']}) · formula: {formula}",
              row["said"], row["source"]]
     for indent, line in zip(["", *["    "] * 3], lines):
@@ -396,7 +396,7 @@ worst = max(abs(run["predicted"].total / 2**30 / run["allocated_gib"] - 1)
 print(f"\nSix runs on an RTX 4080 with every setting stated (allocated): within {worst:.1%}")
 
 # %% [markdown]
-# In six runs with transformers and PEFT, every setting known and *allocated* memory measured, the formula is within 1 % (last line; from the repository can-i-finetune-this). What explains the differences above? *Reserved* memory (L1) is more than *allocated*. LitGPT (L2, L3) is another implementation. LLaMA-Factory's whole numbers (Q3, Q4) fit the dashed boxes: what the card shows. torchtune's QLoRA (Q2) reached 9.13 GB while *loading*, before any training. Q1 is 3.5 GB above the formula, and its source does not say why. F1 and F2 are less than weights, gradients and states in bf16 can be, so their optimizer can't be plain AdamW.
+# In six runs with transformers and PEFT, every setting known and *allocated* memory measured, the formula is within 1 % (last line; from the repository can-i-finetune-this). What explains the differences above? *Reserved* memory (L1) is more than *allocated*. LitGPT (L2, L3) is another implementation. LLaMA-Factory's whole numbers (Q3, Q4) agree once allocator and CUDA context (the dashed boxes) are added. torchtune's QLoRA (Q2) reached 9.13 GB while *loading*, before any training. Q1 is 3.5 GB above the formula, and its source does not say why. F1 and F2 are less than weights, gradients and states in bf16 can be, so their optimizer can't be plain AdamW.
 #
 # Now move the sliders. The upper figure stays for comparison. What does rank 64 cost? Checkpointing? Which of the three methods gains most from it?
 
@@ -468,7 +468,7 @@ plt.show()
 quiz.show("01")
 
 # %% [markdown]
-# > **In short.** Each wrong answer leaves something out, or counts it twice. Read which.
+# > **In short.** The wrong answers are slips that are easily made. Read what is wrong with each.
 #
 # ---
 # In this chapter you have:

@@ -177,7 +177,7 @@ EXERCISES = {
         ),
         symptoms={
             "sixteen": Symptom(
-                "Twice the lesson's figure: 16 bytes for each parameter.",
+                "Twice the table's figure: 16 bytes for each parameter.",
                 "56 GB is 8 bytes for each of 7 billion parameters. In which dtype is everything?",
             ),
             "low": Symptom(
