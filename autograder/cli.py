@@ -2,149 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+
+from autograder.commands import building, classes, grading
+from loralab.terminal import Commands
 
 app = typer.Typer(
+    cls=Commands,
     help="Build, run and grade the course's notebooks.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console(highlight=False)
 
-Chapters = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="CHAPTER", help="01, or 01_memory_math; all if none is named."),
-]
-
-
-@app.command()
-def release(
-    chapter: Chapters = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; fail where notebooks/ is out of date.")
-    ] = False,
-    bundle: Annotated[
-        bool, typer.Option("--bundle", help="Also make the archive that students get.")
-    ] = False,
-) -> None:
-    """Build notebooks/ from solutions/: what students get, without the solutions."""
-    from autograder import release as step
-    from autograder.markers import SourceError
-
-    try:
-        sources = step.chapters(chapter or ())
-        stale = 0
-        for source in sources:
-            built = step.build(source)
-            stale += not built.same
-            _report(built, check)
-            if not check and not built.same:
-                step.write(built)
-        leftover = [] if chapter else step.orphans()
-        for path in leftover:
-            console.print(f"[yellow]no source gives[/] {_short(path)}: delete it", soft_wrap=True)
-        if check and (stale or leftover):
-            console.print("\nRun [bold]autograder release[/] and commit what it writes.")
-            raise typer.Exit(1)
-        if bundle:
-            files = step.bundle_files()
-            path = step.write_bundle(files)
-            console.print(f"[green]bundle[/]   {_short(path)} ({len(files)} files, "
-                          f"{path.stat().st_size / 1e6:.2f} MB)", soft_wrap=True)
-    except SourceError as error:
-        console.print(f"[red]cannot build[/] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(1) from None
-
-
-def _report(built, check: bool) -> None:
-    if built.same:
-        console.print(f"same     {_short(built.path)}", soft_wrap=True)
-    elif check:
-        console.print(f"[red]differs[/]  {_short(built.path)}", soft_wrap=True)
-        console.print(escape(built.difference()), soft_wrap=True)
-    else:
-        console.print(f"[green]written[/]  {_short(built.path)}", soft_wrap=True)
-
-
-@app.command()
-def execute(
-    chapter: Chapters = None,
-    parameter: Annotated[
-        list[str] | None,
-        typer.Option("--parameter", "-p", metavar="NAME=VALUE",
-                     help="Injected into each chapter that has it, as often as needed."),
-    ] = None,
-) -> None:
-    """Run the solutions; write notebooks with outputs, HTML pages and timings to build/executed/."""
-    from autograder import execute as step
-    from autograder import release as build
-    from autograder.markers import SourceError, source_notebook
-
-    try:
-        sources = build.chapters(chapter or ())
-        parameters = _parameters(parameter or ())
-        known = set().union(*(step.parameter_names(source_notebook(path)) for path in sources))
-    except SourceError as error:
-        console.print(f"[red]cannot run[/] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(1) from None
-    if unknown := set(parameters) - known:
-        raise typer.BadParameter(f"no chapter has {sorted(unknown)}; they have {sorted(known)}")
-
-    with console.status("starting") as status:
-        outcomes = step.run_all(
-            sources, parameters, started=lambda name: status.update(f"running {name}"))
-    console.print(_timings(outcomes))
-    for outcome in outcomes:
-        if outcome.failure:
-            _explain(outcome)
-    console.print(f"notebooks, pages and timings.json are in {_short(step.EXECUTED)}/")
-    if any(outcome.failure for outcome in outcomes):
-        raise typer.Exit(1)
-
-
-def _parameters(given) -> dict[str, object]:
-    from autograder.execute import parameter_value
-
-    pairs = [text.partition("=") for text in given]
-    if bad := [name for name, equals, _ in pairs if not equals or not name.isidentifier()]:
-        raise typer.BadParameter(f"write -p NAME=VALUE, not {' '.join(bad)!r}")
-    return {name: parameter_value(value) for name, _, value in pairs}
-
-
-def _timings(outcomes) -> Table:
-    table = Table("chapter", "result", "seconds", "slowest cell", "parameters", box=SIMPLE)
-    table.columns[2].justify = "right"
-    for outcome in outcomes:
-        slow = outcome.slowest
-        table.add_row(
-            outcome.chapter,
-            "[red]failed[/]" if outcome.failure else "[green]ran[/]",
-            f"{outcome.seconds:.1f}",
-            f"{slow.seconds:.1f} s: cell {slow.index}, {escape(slow.line[:32])}" if slow else "",
-            escape(" ".join(f"{k}={v!r}" for k, v in outcome.parameters.items())),
-        )
-    return table
-
-
-def _explain(outcome) -> None:
-    failure = outcome.failure
-    console.print(
-        f"[red]failed[/]   {outcome.chapter}, cell {escape(failure.cell)} (index {failure.index}): "
-        f"[bold]{failure.name}[/]: {escape(failure.message)}", soft_wrap=True)
-    console.print(escape("\n".join("    " + line for line in failure.source.splitlines()[:12])),
-                  style="dim", soft_wrap=True)
-    if failure.trace:
-        console.print(escape(failure.trace), soft_wrap=True)
-
-
-def _short(path) -> str:
-    from loralab import paths
-
-    return str(path.relative_to(paths.PROJECT) if path.is_relative_to(paths.PROJECT) else path)
+for command in (building.release, building.execute, classes.init, grading.grade,
+                classes.languages, classes.doctor):
+    app.command()(command)
+app.command("install-kernel")(classes.install_kernel)

@@ -1,16 +1,21 @@
-"""How nbgrader runs this course. In a course folder's own `nbgrader_config.py`:
+"""How nbgrader runs this course: releases that name their exercises, and the trusted engine.
 
-    from autograder.nbgrader_config import configure
-    configure(get_config())
-
-This file itself, linked or copied there, does the same.
+`autograder init` makes a class folder whose own `nbgrader_config.py` calls `configure`.
 """
 
 from __future__ import annotations
 
 from nbgrader.converters import GenerateAssignment
-from nbgrader.preprocessors import ClearSolutions
+from nbgrader.preprocessors import (
+    AssignLatePenalties,
+    CheckCellMetadata,
+    ClearSolutions,
+    OverwriteCells,
+    OverwriteKernelspec,
+    SaveAutoGrades,
+)
 
+from autograder import nbgrader_steps
 from autograder.stubs import ClearSolutionsNamingExercises
 from loralab import execution
 
@@ -25,7 +30,11 @@ def configure(c) -> None:
     """Set this course's options on nbgrader's configuration `c`."""
     c.GenerateAssignment.preprocessors = generate_preprocessors()
     execution.configure(c)
-
-
-if "get_config" in globals():  # only while nbgrader reads this file as its configuration
-    configure(get_config())  # noqa: F821
+    c.Autograde.pre_convert_hook = nbgrader_steps.put_in_order
+    c.Autograde.sanitize_preprocessors = [
+        nbgrader_steps.Repair, OverwriteKernelspec, OverwriteCells, CheckCellMetadata,
+    ]
+    c.Autograde.autograde_preprocessors = [
+        nbgrader_steps.TrustedGrade, SaveAutoGrades, AssignLatePenalties, CheckCellMetadata,
+    ]
+    nbgrader_steps.read_timestamps_safely()

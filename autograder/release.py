@@ -72,7 +72,7 @@ def release_notebook(source: NotebookNode, name: str) -> NotebookNode:
         config.CourseDirectory.assignment_id = name
         config.SaveCells.enabled = False
         config.GenerateAssignment.no_database = True
-        log, said = _quiet_log()
+        log, said = quiet_log()
         converter = GenerateAssignment(
             coursedir=CourseDirectory(config=config), config=config, log=log
         )
@@ -83,7 +83,7 @@ def release_notebook(source: NotebookNode, name: str) -> NotebookNode:
         return nbformat.read(root / "release" / name / f"{name}.ipynb", nbformat.NO_CONVERT)
 
 
-def _quiet_log() -> tuple[logging.Logger, io.StringIO]:
+def quiet_log() -> tuple[logging.Logger, io.StringIO]:
     said = io.StringIO()
     log = logging.Logger("nbgrader", logging.ERROR)
     log.addHandler(logging.StreamHandler(said))
@@ -153,9 +153,8 @@ BUNDLED_SUFFIXES = {".ipynb", ".json", ".jsonl", ".lock", ".md", ".mplstyle", ".
 def student_pyproject(text: str) -> str:
     """`pyproject.toml` without what only instructors have: the autograder and the tests."""
     text = re.sub(r'^autograder = .*\n', "", text, flags=re.MULTILINE)
-    text = re.sub(r'^test = .*\n', "", text, flags=re.MULTILINE)
-    text = re.sub(r'^\[project\.optional-dependencies\]\n+(?=\[)', "", text, flags=re.MULTILINE)
-    text = re.sub(r'^\[tool\.(pytest|ruff)[^\]]*\]\n(?:(?!\[).*\n?)*', "", text, flags=re.MULTILINE)
+    ours = r"project\.optional-dependencies|project\.entry-points[^\]]*|tool\.(?:pytest|ruff)[^\]]*"
+    text = re.sub(rf'^\[(?:{ours})\]\n(?:(?!\[).*\n?)*', "", text, flags=re.MULTILINE)
     text = text.replace(', "autograder*"', "").rstrip("\n") + "\n"
     tomllib.loads(text)
     if "autograder" in text:

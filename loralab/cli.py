@@ -6,35 +6,14 @@ import time
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from typer.core import TyperGroup
 
 from loralab import paths
 from loralab.errors import CourseError
-
-console = Console(highlight=False, soft_wrap=True)
-complain = Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-class _Commands(TyperGroup):
-    """Shows a `CourseError` as its two lines, with exit code 1."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except CourseError as error:
-            _show(error, "red")
-            raise typer.Exit(1) from None
-
-
-def _show(error: CourseError, colour: str) -> None:
-    complain.print(f"[{colour}]{escape(error.message)}[/]")
-    complain.print(f"→ {escape(error.remedy)}")
-
+from loralab.terminal import Commands, complain, console, show, show_report
 
 app = typer.Typer(
-    cls=_Commands,
+    cls=Commands,
     help="The LoRA Lab course: open it, check the computer, start a chapter over, hand it in.",
     no_args_is_help=True,
     add_completion=False,
@@ -62,7 +41,7 @@ def lab(
         base_model.ensure()
     except CourseError as error:
         # The first chapters need no model; who has no network today can begin.
-        _show(error, "yellow")
+        show(error, "yellow")
         complain.print("Chapters that train a model wait for it; the others work now.")
     console.print("Opening JupyterLab; Ctrl+C twice in this window ends it.")
     jupyter.start((["--no-browser"] if no_browser else []) + context.args)
@@ -71,17 +50,7 @@ def lab(
 @app.command()
 def doctor() -> None:
     """Check this computer: one line an item, with the fix beside each failure."""
-    from loralab import doctor as report
-
-    with console.status("looking"):
-        items = report.report()
-    for item in items:
-        colour = "green" if item.ok else "red"
-        mark, line = str(item)[:7], str(item)[7:]
-        console.print(f"[{colour}]{escape(mark)}[/]{escape(line)}")
-    console.print(report.summary(items))
-    if not all(item.ok for item in items):
-        raise typer.Exit(1)
+    show_report()
 
 
 @app.command()

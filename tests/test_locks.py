@@ -51,7 +51,7 @@ TESTING = named(EXTRAS["test"])
 def closure(requirements: list[Requirement]) -> set[str]:
     """What `requirements` bring with them, as installed here, and themselves."""
     found: set[tuple[str, tuple[str, ...]]] = set()
-    todo = list(requirements)
+    todo = [each for each in requirements if each.marker is None or each.marker.evaluate()]
     while todo:
         wanted = todo.pop()
         key = (canonicalize_name(wanted.name), tuple(sorted(wanted.extras)))
@@ -114,7 +114,7 @@ def test_each_locked_version_runs_on_the_oldest_python():
             continue  # another platform's
         if found["Version"].partition("+")[0] != version((pins(LOCK) | pins(TEST_LOCK))[name]):
             continue  # the next test says so
-        assert "3.11.0" in SpecifierSet(found["Requires-Python"] or ""), name
+        assert "3.11.0" in SpecifierSet(found.get("Requires-Python") or ""), name
 
 
 def test_this_environment_is_the_locked_one():

@@ -365,6 +365,7 @@ def test_the_bundled_pyproject_installs_without_the_autograder(project):
     assert given["project"]["scripts"] == {"loralab": "loralab.cli:app"}
     assert given["project"]["dependencies"] == ours["project"]["dependencies"]
     assert given["tool"]["setuptools"]["packages"]["find"]["include"] == ["loralab*"]
+    assert not given["project"].keys() & {"optional-dependencies", "entry-points"}
     assert "autograder" not in text
 
 
