@@ -137,7 +137,8 @@ WRONG = {
                lambda la, e, t: {"prompt": la.prompt(e), "completion": None}],
     },
     "quantization_config": {
-        "fp4": [lambda: BitsAndBytesConfig(load_in_4bit=True), quantised(bnb_4bit_quant_type="fp4")],
+        "fp4": [lambda: BitsAndBytesConfig(load_in_4bit=True),
+                quantised(bnb_4bit_quant_type="fp4")],
         "no_double": [quantised(bnb_4bit_use_double_quant=False)],
         "compute": [quantised(bnb_4bit_compute_dtype=OTHER)],
         "eight_bit": [lambda: BitsAndBytesConfig(load_in_8bit=True)],
