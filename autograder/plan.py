@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import ast
 import builtins
+import re
 import symtable
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from IPython.core.inputtransformer2 import TransformerManager
 from nbformat import NotebookNode
 
-from autograder.repair import Repaired
+from autograder.repair import MAX_CODE, Repaired
 from loralab.execution import DEFAULT_SECONDS, seconds_for
 
 _BUILTINS = frozenset(dir(builtins))
+# A line of IPython's own. Its transformers take a minute for a cell made to that end.
+_MAGIC = re.compile(r"^([ \t]*)[%!?].*$", re.MULTILINE)
 # Names that reach every other one: what such a cell does can't be read off it.
 _REACHING = {"globals", "locals", "vars", "exec", "eval", "get_ipython", "__import__"}
 
@@ -37,11 +39,13 @@ class Names:
 
 def names(code: str) -> Names:
     """The global names that `code` binds and uses; functions' local ones are not among them."""
-    try:
-        transformed = TransformerManager().transform_cell(code)
-        tree, table = ast.parse(transformed), symtable.symtable(transformed, "cell", "exec")
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    plain = True
+    read = _read(code)
+    if read is None:
+        plain, read = False, _read(_MAGIC.sub(r"\1pass", code))
+    if read is None:
         return Names(frozenset(), frozenset(), clear=False)
+    tree, table = read
     binds, uses = set(), set()
     tables = [table]
     while tables:
@@ -59,7 +63,17 @@ def names(code: str) -> Names:
                   for node in ast.walk(tree))
     binds |= _changed(tree)
     return Names(frozenset(binds), frozenset(uses - _BUILTINS),
-                 clear=not starred and not uses & _REACHING)
+                 clear=plain and not starred and not uses & _REACHING)
+
+
+def _read(code: str) -> tuple[ast.Module, symtable.SymbolTable] | None:
+    """`code` parsed; None where it is no plain Python, or too long to be looked into."""
+    try:
+        if len(code) <= MAX_CODE:
+            return ast.parse(code), symtable.symtable(code, "cell", "exec")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        pass
+    return None
 
 
 def _changed(tree: ast.Module) -> set[str]:

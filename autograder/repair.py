@@ -17,8 +17,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell
 
 SOLUTION = re.compile(r"^[ \t]*### BEGIN SOLUTION.*?^[ \t]*### END SOLUTION[^\n]*$\n?",
                       re.MULTILINE | re.DOTALL)
-# A student's own cells beyond that are no work on the exercises.
+# What is beyond these is no work on the exercises, and would be parsed for minutes.
 MAX_CELLS = 2_000
+MAX_CODE, MAX_CODE_IN_ALL = 100_000, 2_000_000  # characters of one cell, of all together
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ def repair(submitted: NotebookNode, source: NotebookNode) -> Repaired:
     given = [_plain(cell) for cell in submitted.cells[:MAX_CELLS]]
     if len(submitted.cells) > MAX_CELLS:
         notes.append(f"Only the first {MAX_CELLS:,} cells of the notebook were read.")
+    _cut(given, notes)
     places = _match(given, source)
     owner = {index: name for name, indices in places.items() for index in indices}
 
@@ -95,13 +97,27 @@ def _plain(cell: NotebookNode) -> NotebookNode:
     # A lone surrogate could not be written to any file.
     text = text.encode("utf-8", "replace").decode("utf-8")
     made = new_code_cell if cell.get("cell_type") == "code" else new_markdown_cell
-    plain = made(text, id=str(cell.get("id", ""))[:64])
+    plain = made(text)
+    # Whether there is one, and which letters it has, depends on who saved the notebook.
+    plain.id = str(cell.get("id", ""))[:64]
     metadata = cell.get("metadata")
     marks = metadata.get("nbgrader") if isinstance(metadata, dict) else None
     claimed = marks.get("grade_id") if isinstance(marks, dict) else None
     plain.metadata["claimed"] = claimed if isinstance(claimed, str) else None
     plain.metadata["kind"] = str(cell.get("cell_type"))
     return plain
+
+
+def _cut(given: list[NotebookNode], notes: list[str]) -> None:
+    """Empty code cells that are too long, and those after too much code in all."""
+    total = 0
+    for number, cell in enumerate(given, 1):
+        size = len(cell.source) if cell.cell_type == "code" else 0
+        if size > MAX_CODE or total + size > MAX_CODE_IN_ALL:
+            cell.source = ""
+            notes.append(f"Cell {number} was left out: that is too much code.")
+        else:
+            total += size
 
 
 def _match(given: list[NotebookNode], source: NotebookNode) -> dict[str, list[int]]:
@@ -132,12 +148,13 @@ def _match(given: list[NotebookNode], source: NotebookNode) -> dict[str, list[in
     for released in source.cells:
         if released.id not in places and released.source.strip():
             take(released.id, by_text.get(released.source.strip(), [])[:1])
-    for released in source.cells:
-        marks = released.metadata.get("nbgrader", {})
-        if released.id not in places and marks.get("solution"):
-            wanted = _defined(released.source)
-            take(released.id, [i for i, cell in enumerate(given)
-                               if i not in taken and wanted and wanted <= _defined(cell.source)])
+    missing = [cell for cell in source.cells if cell.id not in places
+               and cell.metadata.get("nbgrader", {}).get("solution")]
+    defined = {index: _defined(cell.source) for index, cell in enumerate(given)
+               if missing and index not in taken}
+    for released in missing:
+        wanted = _defined(released.source)
+        take(released.id, [i for i, names in defined.items() if wanted and wanted <= names])
     return places
 
 
@@ -180,6 +197,8 @@ def _look_at_check(
 
 def _defined(code: str) -> set[str]:
     """Functions and classes that a cell defines at its top level."""
+    if len(code) > MAX_CODE:
+        return set()
     try:
         body = ast.parse(code).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
