@@ -14,6 +14,7 @@ out: {"warm": true}, {"id": id, "ready": true}, {"id": id, "ended": reason}
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -26,6 +27,7 @@ import time
 import warnings
 from typing import Any
 
+import bridge
 import isolation
 
 EXCHANGE = "/sandbox/exchange"  # all kernels' folders
@@ -45,6 +47,11 @@ def warm_up(modules: list[str]) -> None:
     if memory := sys.modules.get("loralab.memory"):
         for name in memory.ARCHITECTURES:
             memory.describe(name)
+    for package in bridge.OFTEN_MASKED:
+        bridge.functions(package)
+    # A collection in a fork would write to, and so copy, every page that it shares with this one.
+    gc.collect()
+    gc.freeze()
 
 
 def serve(control: socket.socket, modules: list[str]) -> None:
