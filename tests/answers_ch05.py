@@ -142,7 +142,8 @@ WRONG = {
                lambda la, e, t: None],
     },
     "quantization_config": {
-        "fp4": [lambda: BitsAndBytesConfig(load_in_4bit=True), quantised(bnb_4bit_quant_type="fp4")],
+        "fp4": [lambda: BitsAndBytesConfig(load_in_4bit=True),
+                quantised(bnb_4bit_quant_type="fp4")],
         "unknown_type": [quantised(bnb_4bit_quant_type="NF4"), quantised(bnb_4bit_quant_type="nf")],
         "no_double": [quantised(bnb_4bit_use_double_quant=False)],
         "compute": [quantised(bnb_4bit_compute_dtype=OTHER)],

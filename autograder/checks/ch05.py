@@ -1,4 +1,4 @@
-"""Chapter 05's trusted checks: configurations, names and predictions. Training is never repeated."""
+"""Chapter 05's trusted checks: configurations, names, predictions. Nothing is trained again."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 
 from autograder.checks import Code, Part, Personal, Student, trusted
 from autograder.checks.once import once
-from loralab.checks import ch05 as check
-from loralab.tasks.language import Language
+from loralab.checks import ch05 as visible
+from loralab.tasks import language as languages
 
 # What `hardware.detect()` says in the sandbox, which shows no GPU, whatever this machine has.
 COMPUTE = torch.float32
@@ -32,11 +32,11 @@ def format_example(student: Student, draw: random.Random, personal: Personal) ->
         seed = f"{draw.getrandbits(64):x}"
         given = Code("__import__('loralab.tasks.language', fromlist=['*'])"
                      f".Language({seed!r})")  # fmt: skip
-        language = Language(seed)
+        language = languages.Language(seed)
         for english, translation in language.pairs(2, seed=draw.getrandbits(32)):
             examples.append(
-                check.Example(given, english, translation, language.prompt(english)))
-    compare = partial(check.compare_format_example, ask, examples)
+                visible.Example(given, english, translation, language.prompt(english)))
+    compare = partial(visible.compare_format_example, ask, examples)
     return [
         Part(1, partial(compare, ask=("prompt",)), "prompt"),
         Part(2, partial(compare, ask=("completion",)), "completion"),
@@ -49,7 +49,7 @@ def quantization_config(student: Student, draw: random.Random, personal: Persona
     ask = once(student.function("make_quantization_config", take=_taking("quantization_fields")))
 
     def compare(*which: str) -> None:
-        check.compare_quantization_config(ask(), COMPUTE, "cpu", which)
+        visible.compare_quantization_config(ask(), COMPUTE, "cpu", which)
 
     return [
         Part(1, partial(compare, "nf4"), "4 bits, NF4"),
@@ -73,7 +73,7 @@ def linear_names(student: Student, draw: random.Random, personal: Personal) -> l
     ask = once(student.function("linear_names", take=_taking("names_of")))
     first = _case(draw, draw.choice(LIKE_LLAMA))
     return [
-        Part(1, partial(check.compare_linear_names, ask, [first, second]), label)
+        Part(1, partial(visible.compare_linear_names, ask, [first, second]), label)
         for second, label in (
             (_case(draw, draw.choice(FUSED)), "fused projections"),
             (_case(draw, draw.choice(OTHERWISE)), "layers of other names"),
@@ -91,7 +91,7 @@ def lora_config(student: Student, draw: random.Random, personal: Personal) -> li
     ))  # fmt: skip
 
     def compare(which: str) -> None:
-        check.compare_lora_config(ask(model), layers.linear, (which,))
+        visible.compare_lora_config(ask(model), layers.linear, (which,))
 
     return [
         Part(1, partial(compare, "scale"), "rank and scale"),
@@ -102,7 +102,7 @@ def lora_config(student: Student, draw: random.Random, personal: Personal) -> li
 
 def _case(
     draw: random.Random, kind: str, renamed: Mapping[str, str] | None = None
-) -> tuple[str, Code, check.Layers]:
+) -> tuple[str, Code, visible.Layers]:
     """A small model of that kind for the student, and its layers as they are found here."""
     heads = draw.choice((2, 4))
     sizes: dict[str, Any] = {
@@ -112,10 +112,10 @@ def _case(
     }  # fmt: skip
     given = Code("__import__('loralab.checks.ch05', fromlist=['*'])"
                  f".small_model({kind!r}, {renamed!r}, **{sizes!r})")  # fmt: skip
-    return f"a {kind} model", given, check.layers_of(check.small_model(kind, renamed, **sizes))
+    return f"a {kind} model", given, visible.layers_of(visible.small_model(kind, renamed, **sizes))
 
 
-def _made_up(draw: random.Random) -> tuple[str, Code, check.Layers]:
+def _made_up(draw: random.Random) -> tuple[str, Code, visible.Layers]:
     """A model whose layers have names that nobody can know beforehand."""
     names: set[str] = set()
     while len(names) < len(RENAMED):
@@ -129,7 +129,7 @@ def predicted_run(student: Student, draw: random.Random, personal: Personal) -> 
     ask = once(student.function("predicted"))
 
     def compare(key: str) -> None:
-        check.compare_predicted_run(ask(), COMPUTE, (key,))
+        visible.compare_predicted_run(ask(), COMPUTE, (key,))
 
     return [
         Part(2, partial(compare, "trainable"), "parameters"),
@@ -139,16 +139,27 @@ def predicted_run(student: Student, draw: random.Random, personal: Personal) -> 
 
 # One statement of each pair is true and one false, and both have to be right: the same word for
 # everything earns nothing, and guessing one point of four on average.
-PAIRS = {("where", "default"): "what the settings do", ("control", "quantised"): "what rows can show"}
+PAIRS = {
+    ("where", "default"): "what the settings do",
+    ("control", "quantised"): "what rows can show",
+}
 
 
 @trusted("reading")
 def reading(student: Student, draw: random.Random, personal: Personal) -> list[Part]:
     """Nothing to draw: the statements are about the recorded runs."""
     ask = once(student.function("reading"))
-    right = check.conclusions()
+    right = visible.conclusions()
 
     def compare(pair: tuple[str, str]) -> None:
-        check.compare_reading(ask(), {key: right[key] for key in pair})
+        visible.compare_reading(ask(), {key: right[key] for key in pair})
 
     return [Part(2, partial(compare, pair), label) for pair, label in PAIRS.items()]
+
+
+@trusted("trained_adapter", runs=False)
+def trained_adapter(student: Student, draw: random.Random, personal: Personal) -> list[Part]:
+    # What tries adapters brings a model along: only for those who hand one in.
+    from autograder.artifacts import trained_adapter as tried
+
+    return tried.parts(student, draw, personal)

@@ -14,6 +14,7 @@ out: {"warm": true}, {"id": id, "ready": true}, {"id": id, "ended": reason}
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -26,6 +27,7 @@ import time
 import warnings
 from typing import Any
 
+import bridge
 import isolation
 
 EXCHANGE = "/sandbox/exchange"  # all kernels' folders
@@ -45,6 +47,11 @@ def warm_up(modules: list[str]) -> None:
     if memory := sys.modules.get("loralab.memory"):
         for name in memory.ARCHITECTURES:
             memory.describe(name)
+    for package in bridge.OFTEN_MASKED:
+        bridge.functions(package)
+    # A collection in a fork would write to, and so copy, every page that it shares with this one.
+    gc.collect()
+    gc.freeze()
 
 
 def serve(control: socket.socket, modules: list[str]) -> None:
@@ -246,7 +253,7 @@ def run_kernel(request: dict[str, Any], keeper: socket.socket) -> None:
         os.chdir(os.getcwd())  # another folder of that name lies over it now
         if request.get("files"):
             shutil.copytree(f"{SOCKETS}/files", ".", dirs_exist_ok=True)
-        application = _application(request["connection"])
+        kernel = application(request["connection"])
         keeper.send(b"ready")
         if keeper.recv(2) != b"go":
             os._exit(1)
@@ -255,7 +262,7 @@ def run_kernel(request: dict[str, Any], keeper: socket.socket) -> None:
         keeper.send(f"{type(error).__name__}: {error}"[:300].encode())
         os._exit(1)
     try:
-        application.start()
+        kernel.start()
     finally:
         os._exit(0)
 
@@ -267,7 +274,7 @@ def _data_now() -> int:
     return 0
 
 
-def _application(connection: dict[str, Any]) -> Any:
+def application(connection: dict[str, Any]) -> Any:
     """ipykernel, its sockets bound, on the main thread."""
     from ipykernel.kernelapp import IPKernelApp
     from traitlets.config import Config
