@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_raw_cell
 
-from autograder.names import MAX_CODE, names
+from autograder.names import names
 
 SOLUTION = re.compile(
     r"^([ \t]*)### BEGIN SOLUTION.*?^[ \t]*### END SOLUTION[^\n]*$", re.MULTILINE | re.DOTALL)
@@ -25,7 +25,7 @@ HIDDEN = re.compile(
 STUB = re.compile(r"\s*(raise NotImplementedError\(|# YOUR CODE HERE\s*$|YOUR ANSWER HERE\s*$)")
 # What is beyond these is no work on the exercises, and would be parsed for minutes.
 MAX_CELLS = 2_000
-MAX_CODE_IN_ALL = 2_000_000  # characters; of one cell: see `names`
+MAX_CODE, MAX_CODE_IN_ALL = 100_000, 2_000_000  # characters of one cell, of all together
 PICTURES = {"image/png", "image/jpeg", "image/gif"}
 _ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
@@ -218,8 +218,9 @@ def _match(given: list[_Given], source: NotebookNode) -> dict[str, list[int]]:
             take(released, [index for index, bound in binds.items() if wanted <= bound])
     # A stub that was left as it is, and the function in a cell beside it.
     for released in source.cells:
-        if _is_solution(released) and (wanted := asked(released)) and all(
-                _is_stub(given[index].text, released) for index in places.get(released.id, [])):
+        if _is_solution(released) and all(
+            _is_stub(given[index].text, released) for index in places.get(released.id, [])
+        ) and (wanted := asked(released)):
             take(released, [index for index, bound in binds.items() if wanted <= bound])
     return places
 
