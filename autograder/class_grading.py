@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autograder import batch, classroom, tasks
@@ -36,7 +36,10 @@ class Step:
     failure: str = ""
 
 
-def find(root: Path, names: Sequence[str] = (), student: str | None = None) -> Work:
+def find(
+    root: Path, names: Sequence[str] = (), student: str | None = None,
+    sandbox: str = "bubblewrap",
+) -> Work:
     """The tasks in submitted/; what is not a plain file or folder is moved aside first.
 
     Raises CourseError.
@@ -50,7 +53,7 @@ def find(root: Path, names: Sequence[str] = (), student: str | None = None) -> W
         aside = classroom.private(root) / "quarantine" / each.student / each.chapter
         try:
             notes = quarantine(each.folder, aside, each.chapter)
-            to_do.append(tasks.task_of(root, each, notes))
+            to_do.append(replace(tasks.task_of(root, each, notes), sandbox=sandbox))
         except OSError as error:
             failures.append((str(each), f"it cannot be read: {error}"))
     return Work(chapters, to_do, ignored, failures)
@@ -80,7 +83,8 @@ def grade(
     for outcome in sorted(graded, key=lambda one: (one.task.chapter, one.task.student)):
         task = outcome.task
         try:
-            changed = book.record(task.chapter, task.student, task.key, force)
+            changed = book.record(
+                task.chapter, task.student, task.key, outcome.result, force)
         except Refused as error:
             yield Step("record", "refused", task.name, f"nbgrader refused it: {error}")
         else:

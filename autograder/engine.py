@@ -178,6 +178,7 @@ def explain(error: StudentError) -> str:
             "memory": "your code used more memory than it may.",
             "processes": "your code started more processes than it may.",
             "time": "your code used more time than it may.",
+            "output": "your code sent more than it may.",
         }.get(error.name, "your code ended its own process."),
         "unreadable": "what came back is no number, text, list, dict or tensor of usable size.",
     }[error.kind]

@@ -21,7 +21,11 @@ from traitlets.config import Config, PyFileConfigLoader
 
 from autograder.classroom import private, settings
 from autograder.release import quiet_log
+from autograder.result import Result
 from loralab.errors import CourseError
+
+
+TOLERANCE = 1e-6  # points
 
 
 class Refused(RuntimeError):
@@ -108,10 +112,12 @@ class Writer:
                     grade.auto_score, grade.needs_manual_grade = 0, False
             book.db.commit()
 
-    def record(self, chapter: str, student: str, key: str, force: bool = False) -> bool:
-        """Bring gradebook and autograded/ up to the result kept under `key`; whether it was needed.
+    def record(
+        self, chapter: str, student: str, key: str, result: Result, force: bool = False
+    ) -> bool:
+        """Bring gradebook and autograded/ up to `result`, kept under `key`; whether it was needed.
 
-        Raises Refused.
+        Raises Refused, also where nbgrader then has other scores than `result`.
         """
         mark = private(self.root) / "recorded" / chapter / student
         name = f"{chapter}.ipynb"
@@ -123,11 +129,24 @@ class Writer:
         mark.unlink(missing_ok=True)
         if handed_in:
             self.autograde(chapter, student)
+            self._compare(chapter, student, result)
         else:
             self.nothing_handed_in(chapter, student)
         mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         mark.write_text(key, "ascii")
         return True
+
+    def _compare(self, chapter: str, student: str, result: Result) -> None:
+        """nbgrader gives full marks for a cell that nobody ran: a wrong configuration shows."""
+        with self._open() as book:
+            grades = book.find_submission_notebook(chapter, chapter, student).grades
+            found = {grade.name: grade.auto_score for grade in grades}
+        wrong = [name for name, item in result.items.items() if name in found
+                 and item.score is not None and abs((found[name] or 0) - item.score) > TOLERANCE]
+        if wrong:
+            raise Refused(
+                f"its gradebook has other scores than the grader for {', '.join(wrong)}: does "
+                "nbgrader_config.py set other preprocessors? Do not use these scores")
 
     def _recorded(self, chapter: str) -> set[str]:
         """Who has a submission in the gradebook; read once, since nobody else writes."""

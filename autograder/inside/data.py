@@ -19,6 +19,8 @@ DTYPES = {
 MAX_TEXT = 64 * 2**20  # characters of one answer
 MAX_DEPTH = 32
 MAX_VALUES = 1_000_000
+# Brackets and commas of as many values. A text of these alone takes fifty times its size to read.
+MAX_MARKS = 4 * MAX_VALUES
 
 
 class Unreadable(ValueError):
@@ -26,8 +28,11 @@ class Unreadable(ValueError):
 
 
 def encode(value: Any) -> str:
-    """JSON text of a value. Raises Unreadable for what is not data."""
-    return json.dumps(_plain(value, 0, [0]), allow_nan=False)
+    """JSON text of a value. Raises Unreadable for what is not data, or is too much."""
+    text = json.dumps(_plain(value, 0, [0]), allow_nan=False)
+    if len(text) > MAX_TEXT:
+        raise Unreadable("too large")
+    return text
 
 
 def _plain(value: Any, depth: int, count: list[int]) -> Any:
@@ -47,6 +52,7 @@ def _plain(value: Any, depth: int, count: list[int]) -> Any:
         number = float(value)
         return number if math.isfinite(number) else {"$": "float", "value": repr(number)}
     if isinstance(value, str):
+        count[0] += len(value) * MAX_VALUES // MAX_TEXT
         return str(value)
     if isinstance(value, torch.dtype):
         return str(value)
@@ -82,14 +88,20 @@ def _array(tensor: Any) -> dict[str, Any]:
 
 def decode(text: str) -> Any:
     """The value that `text` holds; arrays become torch tensors. Raises Unreadable."""
-    if not isinstance(text, str) or len(text) > MAX_TEXT:
+    if not isinstance(text, str) or len(text) > MAX_TEXT or values_in(text) > MAX_MARKS:
         raise Unreadable("too large")
     try:
         return _value(json.loads(text), 0)
     except Unreadable:
         raise
-    except (ValueError, RecursionError, KeyError, TypeError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RuntimeError) as error:
         raise Unreadable(type(error).__name__) from None
+
+
+def values_in(text: str | bytes) -> int:
+    """An upper bound of the values in a JSON text, counted without reading it."""
+    marks = (b"[", b"{", b",") if isinstance(text, bytes) else ("[", "{", ",")
+    return sum(map(text.count, marks))
 
 
 def _value(found: Any, depth: int) -> Any:

@@ -263,7 +263,7 @@ def run_kernel(request: dict[str, Any], keeper: socket.socket) -> None:
         os.chdir(os.getcwd())  # another folder of that name lies over it now
         if request.get("files"):
             shutil.copytree(f"{SOCKETS}/files", ".", dirs_exist_ok=True)
-        application = _application(request["connection"])
+        kernel = application(request["connection"])
         keeper.send(b"ready")
         if keeper.recv(2) != b"go":
             os._exit(1)
@@ -272,7 +272,7 @@ def run_kernel(request: dict[str, Any], keeper: socket.socket) -> None:
         keeper.send(f"{type(error).__name__}: {error}"[:300].encode())
         os._exit(1)
     try:
-        application.start()
+        kernel.start()
     finally:
         os._exit(0)
 
@@ -284,7 +284,7 @@ def _data_now() -> int:
     return 0
 
 
-def _application(connection: dict[str, Any]) -> Any:
+def application(connection: dict[str, Any]) -> Any:
     """ipykernel, its sockets bound, on the main thread."""
     from ipykernel.kernelapp import IPKernelApp
     from traitlets.config import Config

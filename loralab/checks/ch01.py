@@ -465,7 +465,9 @@ def _counted_nf4(shapes: tuple[tuple[int, int], ...], double_quant: bool) -> int
     return sum(measure.held(layers).values())
 
 
-def _nf4_wrong(sizes: Sequence[int], n_rest: int, itemsize: int, double: bool, right: int) -> Typical:
+def _nf4_wrong(
+    sizes: Sequence[int], n_rest: int, itemsize: int, double: bool, right: int
+) -> Typical:
     """What each typical mistake gives."""
     n, layers = sum(sizes), len(sizes)
     codes = [math.ceil(s / 2) for s in sizes]
@@ -503,7 +505,8 @@ def qlora_weight_bytes(answer: QloraWeights) -> None:
     big = [layer.weights for layer in arch.linear]
     cases = []
     for double in (False, True):
-        cases += [Quantised.counted(shapes, 5000, d, double) for d in (torch.bfloat16, torch.float32)]
+        cases += [Quantised.counted(shapes, 5000, dtype, double)
+                  for dtype in (torch.bfloat16, torch.float32)]
         cases += [Quantised.computed(big, arch.rest, torch.bfloat16, double, "<Llama-2-7B>")]
     compare_qlora_weight_bytes(answer, cases)
     EXERCISES["qlora_weight_bytes"].passed(
@@ -631,7 +634,9 @@ Choice = tuple[str, bool] | None
 Case = tuple[int, str, int, int]  # GiB of the card, model, batch, sequence length
 
 
-def _first(gpu_bytes: float, needs: Callable[[memory.Estimate], float], model, batch, seq) -> Choice:
+def _first(
+    gpu_bytes: float, needs: Callable[[memory.Estimate], float], model: str, batch: int, seq: int
+) -> Choice:
     for method, ck in OPTIONS:
         if needs(fit_estimate(model, method, batch, seq, ck)) <= gpu_bytes:
             return method, ck
