@@ -160,11 +160,11 @@ def _believed(cell: object, known: set[str]) -> _Given:
     return _Given(
         kind if kind in ("code", "raw") else "markdown", text, str(cell.get("id", ""))[:64],
         claimed if isinstance(claimed, str) and claimed in known else None,
-        _pictures(cell.get("attachments")))
+        pictures_of(cell.get("attachments")))
 
 
-def _pictures(attachments: object) -> dict[str, dict[str, str]]:
-    """Those attachments that can only be pictures."""
+def pictures_of(attachments: object) -> dict[str, dict[str, str]]:
+    """Those of a cell's attachments that can only be pictures."""
     found = {}
     for name, bundle in attachments.items() if isinstance(attachments, dict) else ():
         if isinstance(bundle, dict) and re.fullmatch(r"[\w. ()-]{1,100}", str(name)):
