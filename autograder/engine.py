@@ -129,7 +129,8 @@ def _item(
             said = f"{part.label}: {wrong}" if part.label else wrong
             messages += [] if said in messages else [said]
     total = sum(part.points for part in parts)
-    score = round(points * earned / total, 6) if total else 0.0
+    # Rounded, for sums of tenths; but never above the points, where nbgrader takes offence.
+    score = min(points, round(points * earned / total, 6)) if total else 0.0
     return Item(points, score, (_summary(score, points), *messages))
 
 
