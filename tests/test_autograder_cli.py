@@ -37,7 +37,7 @@ def engine(monkeypatch):
     class SubmissionError(Exception):
         pass
 
-    def grade(notebook, chapter, seed, *, source=None, files=None, personal=None):
+    def grade(notebook, chapter, seed, *, source=None, files=None, personal=None, sandbox=None):
         if seen.interrupt:
             raise KeyboardInterrupt
         seen.graded.append(personal.student)
@@ -51,12 +51,12 @@ def engine(monkeypatch):
 
     def read_submission(folder, name):
         notebook = nbformat.read(Path(folder) / f"{name}.ipynb", as_version=4)
-        return SimpleNamespace(notebook=notebook, files={}, problems=())
+        return SimpleNamespace(notebook=notebook, files={})
 
     fakes = {
         "autograder.submission": dict(
             SubmissionError=SubmissionError, read_submission=read_submission,
-            quarantine=lambda folder, to: []),
+            quarantine=lambda folder, to, name: []),
         "autograder.engine": dict(grade=grade),
         "autograder.sandbox": {},
         "autograder.sandbox.bubblewrap": dict(
