@@ -92,6 +92,10 @@ def _walls(place: Path, environment: Mapping[str, str], show: list[Path]) -> lis
     shown = [path for path in dict.fromkeys([
         Path("/usr"), Path("/etc/ld.so.cache"), Path("/etc/ssl"), Path(sys.prefix),
         Path(sys.base_prefix), paths.PROJECT / "loralab", *show]) if path.exists()]
+    line += ["--proc", "/proc", "--dev", "/dev"]
+    # What is left there is seen afterwards. First, since other folders may lie below /tmp.
+    for name, inside in (("tmp", "/tmp"), ("tmp", "/var/tmp"), ("shm", "/dev/shm")):
+        line += ["--bind", str(place / name), inside]
     # Made by hand: those that bubblewrap makes for a bind are closed to others.
     parents = {parent for path in [*shown, place] for parent in path.parents} - {Path("/")}
     for folder in sorted(parents):
@@ -103,10 +107,6 @@ def _walls(place: Path, environment: Mapping[str, str], show: list[Path]) -> lis
             line += ["--symlink", os.readlink(f"/{name}"), f"/{name}"]
         elif Path("/", name).is_dir():
             line += ["--ro-bind", f"/{name}", f"/{name}"]
-    line += ["--proc", "/proc", "--dev", "/dev"]
-    # What is left there is seen afterwards.
-    for name, inside in (("tmp", "/tmp"), ("tmp", "/var/tmp"), ("shm", "/dev/shm")):
-        line += ["--bind", str(place / name), inside]
     for name in ETC:
         line += ["--ro-bind", str(place / "etc" / name), f"/etc/{name}"]
     line += ["--bind", str(place), str(place)]
