@@ -18,6 +18,7 @@ from typing import Any
 
 from autograder import classroom, cluster
 from autograder.result import Result
+from autograder.submission import notes_of
 from autograder.tasks import Submitted, Task, grade_one, packed, task_of
 from loralab.errors import CourseError
 
@@ -74,7 +75,8 @@ def result_of(
     For nbgrader's own commands, which so give the scores that `autograder grade` gives.
     """
     folder = Path(root) / "submitted" / student / chapter
-    task = task_of(root, Submitted(student, chapter, folder))
+    aside = classroom.private(root) / "quarantine" / student / chapter
+    task = task_of(root, Submitted(student, chapter, folder), notes_of(folder, aside))
     kept = stored_result(root, task.key)
     if kept is None:
         kept = grade(task)

@@ -11,8 +11,9 @@ import re
 import symtable
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
-MAX_CODE = 100_000  # characters; what is longer is not looked into
+MAX_CODE = 20_000  # characters; what is longer is not looked into
 
 # Names that reach every other one: what such a cell does can't be read off it.
 _REACHING = {"globals", "locals", "vars", "exec", "eval", "get_ipython", "__import__"}
@@ -47,6 +48,7 @@ class Names:
     clear: bool = True
 
 
+@lru_cache(maxsize=1024)  # source cells come back with every submission
 def names(code: str) -> Names:
     """See `Names`. Functions' local names are not among them."""
     if len(code) > MAX_CODE or (parsed := _parsed(code)) is None:
@@ -74,6 +76,9 @@ def names(code: str) -> Names:
         (deep if inside else calls).update(_called_for_effect(node))
         if not inside:
             touches |= _touched(node)
+        if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name) and (
+                not inside or node.target.id in deep):  # no reference to Python's own tables
+            uses.add(node.target.id)
     reaching = bool(uses & _REACHING)
     if reaching:  # names may be in texts: eval("f"), globals()["f"]
         for node in ast.walk(tree):

@@ -22,19 +22,23 @@ from nbgrader.preprocessors import NbGraderPreprocessor
 from autograder import batch, classroom
 from autograder.repair import repair
 from autograder.result import Item, Result
-from autograder.submission import quarantine, read_plain
+from autograder.submission import quarantine, timestamp
 
 
 def put_in_order(assignment: str, student: str, notebooks: list[str]) -> None:
     """nbgrader's hook before a submission is opened. `notebooks`: the paths it found there.
 
-    assignment and student are patterns, "*" for all; so only the paths are looked at.
+    assignment and student are patterns, "*" for all; so only the paths are looked at. The list is
+    brought up to what is there afterwards: it is nbgrader's own.
     """
-    for folder in {Path(path).parent for path in notebooks}:
+    found = []
+    for folder in dict.fromkeys(Path(path).parent for path in notebooks):
         root = Path(os.getcwd())  # nbgrader works from the class folder
         chapter, student = folder.name, folder.parent.name
         aside = classroom.private(root) / "quarantine" / student / chapter
         quarantine(folder, aside, chapter)
+        found += sorted(str(path) for path in folder.glob("*.ipynb"))
+    notebooks[:] = found
 
 
 class Repair(NbGraderPreprocessor):
@@ -106,13 +110,7 @@ def read_timestamps_safely() -> None:
         return
 
     def get_existing_timestamp(self: CourseDirectory, dest_path: str) -> Any:
-        from nbgrader.utils import parse_utc
-
-        try:
-            return parse_utc(
-                read_plain(Path(dest_path, "timestamp.txt"), 200).decode("ascii").strip())
-        except (OSError, ValueError):
-            return None
+        return timestamp(Path(dest_path, "timestamp.txt"))
 
     get_existing_timestamp.safe = True
     CourseDirectory.get_existing_timestamp = get_existing_timestamp

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_raw_cell
 
-from autograder.names import MAX_CODE, names
+from autograder.names import names
 
 SOLUTION = re.compile(
     r"^([ \t]*)### BEGIN SOLUTION.*?^[ \t]*### END SOLUTION[^\n]*$", re.MULTILINE | re.DOTALL)
@@ -25,7 +25,7 @@ HIDDEN = re.compile(
 STUB = re.compile(r"\s*(raise NotImplementedError\(|# YOUR CODE HERE\s*$|YOUR ANSWER HERE\s*$)")
 # What is beyond these is no work on the exercises, and would be parsed for minutes.
 MAX_CELLS = 2_000
-MAX_CODE_IN_ALL = 2_000_000  # characters; of one cell: see `names`
+MAX_CODE, MAX_CODE_IN_ALL = 100_000, 2_000_000  # characters of one cell, of all together
 PICTURES = {"image/png", "image/jpeg", "image/gif"}
 _ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
@@ -82,9 +82,8 @@ def repair(submitted: NotebookNode, source: NotebookNode) -> Repaired:
         marks = released.metadata.get("nbgrader", {})
         if marks.get("solution"):
             chosen = _answer(released, given, places, notes)
-            texts[marks.grade_id] = cell.source = "\n\n".join(one.text for one in chosen)
-            if not chosen:
-                texts[marks.grade_id] = None
+            cell.source = "\n\n".join(one.text for one in chosen)
+            texts[marks.grade_id] = cell.source if chosen else None
             _give_pictures(cell, chosen)
         elif marks.get("grade"):
             _look_at_check(released, [given[index] for index in indices], notes)
@@ -116,8 +115,9 @@ def repair(submitted: NotebookNode, source: NotebookNode) -> Repaired:
 def released_text(cell: NotebookNode) -> str:
     """What students got of a source's cell: stubs for solutions, no hidden tests."""
     if cell.metadata.get("nbgrader", {}).get("solution"):
-        found, count = SOLUTION.subn(r"\1raise NotImplementedError()", cell.source)
-        return found if count else "raise NotImplementedError()"
+        stub = "raise NotImplementedError()" if cell.cell_type == "code" else "YOUR ANSWER HERE"
+        found, count = SOLUTION.subn(rf"\g<1>{stub}", cell.source)
+        return found if count else stub
     return HIDDEN.sub("", cell.source)
 
 
@@ -160,11 +160,11 @@ def _believed(cell: object, known: set[str]) -> _Given:
     return _Given(
         kind if kind in ("code", "raw") else "markdown", text, str(cell.get("id", ""))[:64],
         claimed if isinstance(claimed, str) and claimed in known else None,
-        _pictures(cell.get("attachments")))
+        pictures_of(cell.get("attachments")))
 
 
-def _pictures(attachments: object) -> dict[str, dict[str, str]]:
-    """Those attachments that can only be pictures."""
+def pictures_of(attachments: object) -> dict[str, dict[str, str]]:
+    """Those of a cell's attachments that can only be pictures."""
     found = {}
     for name, bundle in attachments.items() if isinstance(attachments, dict) else ():
         if isinstance(bundle, dict) and re.fullmatch(r"[\w. ()-]{1,100}", str(name)):
@@ -218,10 +218,31 @@ def _match(given: list[_Given], source: NotebookNode) -> dict[str, list[int]]:
             take(released, [index for index, bound in binds.items() if wanted <= bound])
     # A stub that was left as it is, and the function in a cell beside it.
     for released in source.cells:
-        if _is_solution(released) and (wanted := asked(released)) and all(
-                _is_stub(given[index].text, released) for index in places.get(released.id, [])):
+        if _is_solution(released) and all(
+            _is_stub(given[index].text, released) for index in places.get(released.id, [])
+        ) and (wanted := asked(released)):
             take(released, [index for index, bound in binds.items() if wanted <= bound])
+    if all(cell.claimed is None for cell in given):
+        _match_by_place(given, source, places, take)
     return places
+
+
+def _match_by_place(
+    given: list[_Given], source: NotebookNode, places: dict[str, list[int]],
+    take: Callable[[NotebookNode, Iterable[int]], None],
+) -> None:
+    """Where all metadata is lost: an answer in words is what stands between its neighbours."""
+    taken = {index for indices in places.values() for index in indices}
+    for number, released in enumerate(source.cells):
+        if released.id in places or not _is_solution(released):
+            continue
+        above = [places[cell.id][-1] for cell in source.cells[:number] if cell.id in places]
+        below = [places[cell.id][0] for cell in source.cells[number:] if cell.id in places]
+        gap = range(above[-1] + 1 if above else 0, below[0] if below else len(given))
+        left = [index for index in gap if index not in taken and given[index].text.strip()
+                and given[index].kind == released.cell_type]
+        taken.update(left[:1])
+        take(released, left[:1])
 
 
 def _grouped(pairs: Iterable[tuple[str | None, int]]) -> dict[str | None, list[int]]:
@@ -255,9 +276,10 @@ def _answer(
     they did for the student, up to the check.
     """
     name = released.metadata.nbgrader.grade_id
-    indices = sorted(places.get(released.id, []))
+    indices = [index for index in sorted(places.get(released.id, []))
+               if given[index].text.strip() or given[index].pictures]
     if not indices:
-        notes.append(f"The cell of {name} is missing: it counts as not solved.")
+        notes.append(f"The cell of {name} is missing or empty: it counts as not solved.")
         return []
     chosen = [index for index in indices if not _is_stub(given[index].text, released)]
     check = places.get(f"{name}-check", [])

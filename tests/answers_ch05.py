@@ -133,16 +133,22 @@ WRONG = {
         "no_space": [lambda la, e, t: {"prompt": la.prompt(e), "completion": t}],
         "extra": [lambda la, e, t: {"prompt": la.prompt(e), "completion": f" {t}\n"}],
         "one_text": [lambda la, e, t: {"text": f"{la.prompt(e)} {t}"}, lambda la, e, t: e + t],
-        None: [lambda la, e, t: {"prompt": f"Translate: {e}", "completion": " " + t},
-               lambda la, e, t: {"prompt": la.prompt(e), "completion": None}],
+        "other_prompt": [
+            lambda la, e, t: {"prompt": e, "completion": " " + t},
+            lambda la, e, t: {"prompt": f"Translate: {e}", "completion": " " + t},
+            lambda la, e, t: {"prompt": la.prompt(e) + " ", "completion": " " + t},
+        ],
+        None: [lambda la, e, t: {"prompt": la.prompt(e), "completion": None},
+               lambda la, e, t: None],
     },
     "quantization_config": {
         "fp4": [lambda: BitsAndBytesConfig(load_in_4bit=True),
                 quantised(bnb_4bit_quant_type="fp4")],
+        "unknown_type": [quantised(bnb_4bit_quant_type="NF4"), quantised(bnb_4bit_quant_type="nf")],
         "no_double": [quantised(bnb_4bit_use_double_quant=False)],
         "compute": [quantised(bnb_4bit_compute_dtype=OTHER)],
         "eight_bit": [lambda: BitsAndBytesConfig(load_in_8bit=True)],
-        None: [lambda: {"load_in_4bit": True}],
+        None: [lambda: {"load_in_4bit": True}, lambda: None],
     },
     "linear_names": {
         "head": [lambda m: found(m) | {head_of(m)}],
@@ -160,7 +166,7 @@ WRONG = {
         "rank": [lora(r=16, lora_alpha=32)],
         "targets": [lora(target_modules=["q_proj", "v_proj"]), lora(target_modules=None)],
         "task": [lora(task_type=None)],
-        None: [lambda model: {"r": 8}, lora(target_modules=".*_proj")],
+        None: [lambda model: {"r": 8}, lambda model: None, lora(target_modules=".*_proj")],
     },
     "predicted_run": {
         "all_parameters": [run(ARCH.parameters + RIGHT_RUN.trainable), run(ARCH.parameters)],
@@ -174,7 +180,13 @@ WRONG = {
                              - RIGHT_RUN.optimizer)],
         "adapters_fp32": [run(held_bytes=memory.estimate(
             "smollm2-135m", dtype=COMPUTE, adapter_dtype="fp32").static)],
-        None: [run(held_bytes=RIGHT_RUN.static * 1.01), lambda: 2_442_240],
+        "total": [run(held_bytes=memory.estimate("smollm2-135m", "qlora", **settings).total)
+                  for settings in (dict(dtype=COMPUTE, adapter_dtype="bf16", rank=8),
+                                   dict(dtype=COMPUTE, adapter_dtype="bf16", batch=8, seq=128,
+                                        loss="chunked", checkpointing=False), {})],
+        "unit": [run(held_bytes=RIGHT_RUN.static / size) for size in (10**6, 2**20, 10**9, 2**30)]
+                + [run(held_bytes=round(RIGHT_RUN.static / 10**6))],
+        None: [run(held_bytes=RIGHT_RUN.static * 1.01), lambda: 2_442_240, lambda: None],
     },
     "reading": {
         "undecided": [lambda: {}, read(default=None), lambda: "yes"],

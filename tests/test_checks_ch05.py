@@ -43,6 +43,13 @@ def test_wrong_answers_are_named_by_their_symptom(name, symptom, answer):
     assert caught.value.symptom is expected, str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["format_example", "quantization_config", "linear_names",
+                                  "lora_config", "predicted_run"])
+def test_a_missing_return_is_called_that(name):
+    with pytest.raises(WrongAnswer, match="None .is there a `return`"):
+        try_out(name, lambda *given: None)
+
+
 @pytest.mark.parametrize("answer", [run(trainable=1), run(held_bytes=1)])
 def test_a_check_of_a_prediction_does_not_give_the_number_away(answer):
     with pytest.raises(WrongAnswer) as caught:

@@ -72,6 +72,8 @@ PARTIAL = {
     ("qlora_weight_bytes", "nested"): {2},
     ("qlora_weight_bytes", "tables"): {0, 2},
     ("table_settings", "sixteen"): {2},
+    ("table_settings", "low"): {2},
+    ("table_settings", "high"): {2},
     ("table_settings", "two_changes"): {2},
     ("table_settings", "no_effect"): {2},
     ("table_settings", "unusual"): {2},

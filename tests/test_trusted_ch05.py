@@ -85,7 +85,9 @@ def test_other_right_answers_earn_all_points(exercise, answer):
 PARTIAL = {
     ("format_example", "no_space"): {1},
     ("format_example", "extra"): {1},
+    ("format_example", "other_prompt"): {2},
     ("quantization_config", "fp4"): {0, 1},
+    ("quantization_config", "unknown_type"): {1},
     ("quantization_config", "no_double"): {2},
     ("quantization_config", "compute"): {2},
     ("lora_config", "alpha"): {2},

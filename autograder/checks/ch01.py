@@ -16,8 +16,9 @@ from loralab import memory
 from loralab.checks import as_number
 from loralab.checks import ch01 as visible
 
-# Each would solve an exercise that is to be written by hand in one line.
-BY_HAND = ("loralab.memory", "loralab.measure", "peft", "bitsandbytes")
+# Each would solve an exercise that is to be written by hand in one line; the visible checks count
+# the answer as well.
+BY_HAND = ("loralab.memory", "loralab.measure", "loralab.checks", "peft", "bitsandbytes")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float64)
 
 

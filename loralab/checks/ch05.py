@@ -7,9 +7,10 @@ translates correctly on held-out sentences.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 from loralab import memory
 from loralab.checks import (
-    Exercise, Symptom, as_number, as_truth, as_whole, shortened,
+    Exercise, Symptom, as_number, as_truth, as_whole, kind_of, shortened,
 )  # fmt: skip
 
 RANK, ALPHA = 8, 16
@@ -31,14 +32,20 @@ EXERCISES = {
         hints=(
             "Print `BitsAndBytesConfig(load_in_4bit=True)` and look at the `bnb_4bit_*` lines. "
             "Which are not what the exercise asks for?",
-            "All four arguments start with `load_in_4bit` or `bnb_4bit_`. The type is a string, "
-            "the compute dtype a torch dtype that you already have in `here`.",
+            "All four arguments start with `load_in_4bit` or `bnb_4bit_`. The type is a string "
+            "in lower case, the compute dtype a torch dtype that you already have in `here`.",
         ),
         symptoms={
             "fp4": Symptom(
                 "This is FP4.",
                 "`load_in_4bit=True` alone gives 4-bit *floating point* levels. The levels made "
-                "for normally distributed weights have another name: `bnb_4bit_quant_type`.",
+                "for normally distributed weights are another type: pass its name, in lower case, "
+                "as `bnb_4bit_quant_type`.",
+            ),
+            "unknown_type": Symptom(
+                "bitsandbytes knows no type of this name.",
+                "Names are compared letter by letter. bitsandbytes writes those of its types in "
+                "lower case: pass the name like that as `bnb_4bit_quant_type`.",
             ),
             "no_double": Symptom(
                 "The constants are not quantised.",
@@ -130,6 +137,12 @@ EXERCISES = {
             "continues it: how do two words stand apart?",
         ),
         symptoms={
+            "other_prompt": Symptom(
+                "The prompt is not the one that the model will see.",
+                "The English sentence alone is not yet a prompt: nothing says what is asked for. "
+                "Whoever uses the model writes what `language.prompt(english)` gives, to the "
+                "letter. What should it be trained on?",
+            ),
             "question": Symptom(
                 "The model is learning your question.",
                 "The loss is taken on the completion. What stands there is learnt, so the English "
@@ -202,6 +215,15 @@ EXERCISES = {
                 "Adapters, gradients and states are counted at 4 bytes.",
                 "TRL keeps adapters on a 4-bit base in bf16. Gradients and states follow.",
             ),
+            "total": Symptom(
+                "Activations and logits are counted too.",
+                "They exist during a step. The exercise asks what is held *between* two steps: "
+                "which attribute of an `Estimate` is that?",
+            ),
+            "unit": Symptom(
+                "These are MB or GB, not bytes.",
+                "The key is called `held_bytes`. `memory.estimate` gives bytes.",
+            ),
         },
     ),
     "trained_adapter": Exercise(
@@ -214,8 +236,8 @@ EXERCISES = {
         symptoms={
             "missing": Symptom(
                 "There is no adapter to hand in.",
-                "The text above names two ways to write it. Run that cell after training, and "
-                "look for the folder beside the notebook.",
+                "The text above names two ways to write it. Run the exercise's cell after "
+                "training, and look for the folder beside the notebook.",
             ),
             "untrained": Symptom(
                 "The loss barely moved: the adapter changes nothing.",
@@ -315,7 +337,9 @@ def compare_format_example(
     for example in examples:
         got = answer(example.language, example.english, example.translation)
         if not isinstance(got, Mapping) or not {"prompt", "completion"} <= set(got):
-            raise exercise.wrong("Expected a dict with prompt and completion.", "one_text")
+            one = "one_text" if isinstance(got, Mapping | str) else None
+            raise exercise.wrong(
+                f"Expected a dict with prompt and completion; got {kind_of(got)}.", one)
         prompt, completion = got["prompt"], got["completion"]
         if not isinstance(prompt, str) or not isinstance(completion, str):
             raise exercise.wrong("Prompt and completion should be text.")
@@ -328,7 +352,7 @@ def compare_format_example(
         if "prompt" in ask and prompt != example.prompt:
             raise exercise.wrong(
                 f"The prompt is {shortened(prompt)}; when used the model will see "
-                f"{example.prompt!r}."
+                f"{example.prompt!r}.", "other_prompt",
             )
         if "completion" in ask and completion != f" {example.translation}":
             more = "extra" if completion.startswith(f" {example.translation}") else None
@@ -352,7 +376,7 @@ def quantization_config(config: Any) -> None:
 def quantization_fields(config: Any) -> dict[str, Any]:
     """What the check looks at, as data: `kind`, and the fields of a BitsAndBytesConfig."""
     names = ("load_in_4bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
-    found = {"kind": type(config).__name__}
+    found = {"kind": kind_of(config)}
     if hasattr(config, "bnb_4bit_quant_type"):
         found |= {name: getattr(config, name, None) for name in names}
         found["bnb_4bit_compute_dtype"] = str(getattr(config, "bnb_4bit_compute_dtype", None))
@@ -371,7 +395,9 @@ def compare_quantization_config(
         raise exercise.wrong("load_in_4bit is not set.", "eight_bit")
     quant_type = fields["bnb_4bit_quant_type"]
     if "nf4" in ask and not (isinstance(quant_type, str) and quant_type == "nf4"):
-        raise exercise.wrong(f"The quant type is {shortened(quant_type)}.", "fp4")
+        fp4 = isinstance(quant_type, str) and quant_type == "fp4"
+        said = f"The quant type is {shortened(quant_type)}."
+        raise exercise.wrong(said, "fp4" if fp4 else "unknown_type")
     if "double" in ask and not as_truth(fields.get("bnb_4bit_use_double_quant")):
         raise exercise.wrong("Double quantisation is off.", "no_double")
     said = fields.get("bnb_4bit_compute_dtype")
@@ -428,7 +454,7 @@ def linear_names(answer: Callable[[Any], Iterable[str]]) -> None:
 def names_of(answer: Any) -> Any:
     """An answer of linear_names as data: a list of names, however they were collected."""
     if isinstance(answer, str) or not isinstance(answer, Iterable):
-        return answer if isinstance(answer, str) else type(answer).__name__
+        return answer if isinstance(answer, str) else kind_of(answer)
     return [str(one) for one in answer]
 
 
@@ -444,7 +470,8 @@ def compare_linear_names(
         got = answer(model)
         case = f"linear_names({name})"
         if not isinstance(got, list) or not all(isinstance(one, str) for one in got):
-            raise exercise.wrong(f"{case} should give names; it gave {shortened(got)}.")
+            gave = shortened(got).strip("'")
+            raise exercise.wrong(f"{case} should give names; it gave {gave}.")
         got, expected = set(got), layers.linear
         if got == expected:
             continue
@@ -503,7 +530,7 @@ def lora_config(config: Any, model: Any) -> None:
 
 def lora_fields(config: Any) -> dict[str, Any]:
     """What the check looks at, as data: `kind`, and the fields of a LoraConfig."""
-    found = {"kind": type(config).__name__}
+    found = {"kind": kind_of(config)}
     if hasattr(config, "lora_alpha"):
         found |= {name: getattr(config, name, None) for name in ("r", "lora_alpha", "use_rslora")}
         targets = getattr(config, "target_modules", None)
@@ -567,7 +594,8 @@ def compare_predicted_run(
     """`compute`: the dtype of what is not quantised. `ask`: the keys that are compared."""
     exercise = EXERCISES["predicted_run"]
     if not isinstance(answer, Mapping) or not set(ask) <= set(answer):
-        raise exercise.wrong("Expected a dict with trainable and held_bytes.")
+        raise exercise.wrong(
+            f"Expected a dict with trainable and held_bytes; got {kind_of(answer)}.")
     typical = _mistaken_runs(compute)
     right = run_estimate(compute)
     if "trainable" in ask:
@@ -607,8 +635,21 @@ def _mistaken_runs(compute: Any) -> dict[str, dict[str, float | tuple[float, ...
             "weights_only": right.weights + right.weights_4bit + right.constants + right.adapters,
             "adapters_fp32": right.static + 8 * right.trainable,
             "compute": other_dtypes,
+            "total": tuple(_totals(compute)),
+            "unit": tuple(right.static / size for size in (10**6, 2**20, 10**9, 2**30)),
         },
     }
+
+
+def _totals(compute: Any) -> Iterator[int]:
+    """`total` in place of `static`, at the settings that come to mind."""
+    for dtype, adapter, batch, seq, checkpointing, loss in itertools.product(
+        (compute, "bf16"), ("bf16", "fp32"), (1, 8), (128, 512), (True, False), ("logits", "chunked")
+    ):
+        yield memory.estimate(
+            "smollm2-135m", "qlora", dtype=dtype, adapter_dtype=adapter, rank=RANK, batch=batch,
+            seq=seq, checkpointing=checkpointing, loss=loss,
+        ).total  # fmt: skip
 
 
 def run_estimate(compute: Any = None) -> memory.Estimate:
