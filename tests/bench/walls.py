@@ -66,7 +66,8 @@ def run(
         process = subprocess.Popen(
             # The outer limit, should everything else fail.
             ["timeout", "-k", "5", str(int(seconds) + 30),
-             *_walls(place, environment, [Path(path) for path in show]), *_limits(), *line],
+             *_walls(place, environment, list(show)), *_limits(),
+             "env", "-C", str(place), *line],
             stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env={})
         try:
             status: int | None = process.wait(seconds)
@@ -116,7 +117,7 @@ def _walls(place: Path, environment: Mapping[str, str], show: list[Path]) -> lis
         "LORALAB_CACHE": str(place / "home" / "loralab"), **environment,
     }.items():
         line += ["--setenv", name, value]
-    return [*line, "--chdir", str(place), "--"]
+    return [*line, "--"]
 
 
 def _limits() -> list[str]:
