@@ -110,7 +110,7 @@ def _incomplete(files: Mapping[str, Path]) -> BadAdapter:
     found = [name for name in (CONFIG, WEIGHTS) if name in files]
     if found:
         lacking = WEIGHTS if found == [CONFIG] else CONFIG
-        return BadAdapter(f"{found[0]} was handed in, {lacking} was not.", "missing")
+        return BadAdapter(f"{found[0]} was handed in, {lacking} was not. Both are needed.")
     return BadAdapter("Neither of the two files was handed in.", "missing")
 
 
