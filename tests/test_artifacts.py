@@ -473,9 +473,13 @@ def test_files_that_were_cut_or_changed_anywhere_are_read_or_refused(hand_in):
     files = hand_in()
     weights, config = files[WEIGHTS].read_bytes(), files[CONFIG].read_bytes()
     chance = random.Random(0)
+    settings = LoraSettings(1, 2.0, frozenset({"k_proj"}))
+    readers = (
+        (weights, lambda data: adapter_files.read_weights(data, settings)),
+        (config, adapter_files.read_config),
+    )
     for _ in range(300):
-        for data, read in ((weights, lambda d: adapter_files.read_weights(
-                d, LoraSettings(1, 2.0, frozenset({"k_proj"})))), (config, adapter_files.read_config)):
+        for data, read in readers:
             cut = bytearray(data[: chance.choice((len(data), chance.randrange(len(data))))])
             for _ in range(chance.randrange(4)):
                 if cut:

@@ -153,7 +153,9 @@ def read_config(data: bytes) -> LoraSettings:
     try:
         config = json.loads(data.decode("utf-8-sig"), parse_constant=_no_number)
     except (ValueError, RecursionError):
-        raise BadAdapter(f"{name} is not the JSON that PEFT writes. Save the adapter again.") from None
+        raise BadAdapter(
+            f"{name} is not the JSON that PEFT writes. Save the adapter again."
+        ) from None
     if not isinstance(config, dict):
         raise BadAdapter(f"{name} holds no object with settings. Save the adapter again.")
     if config.get("peft_type") != "LORA":

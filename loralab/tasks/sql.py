@@ -83,7 +83,8 @@ class Shop:
 
         Raises `sqlite3.Error` or `sqlite3.Warning` when it is no single reading statement, uses
         another table, `WITH`, or a function that is not in `FUNCTIONS`, is longer than `MAX_QUERY`,
-        or takes more than about `STEPS` steps or 1000 bytes a row; ValueError for a text with a NUL or half a character.
+        or takes more than about `STEPS` steps or 1000 bytes a row; ValueError for a text with a NUL
+        or half a character.
         """
         if len(query) > MAX_QUERY:
             raise sqlite3.DataError("the query is too long")
