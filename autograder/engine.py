@@ -169,8 +169,8 @@ def _try(part: Part) -> str | None:
             part.check()
     except WrongAnswer as wrong:
         if wrong.symptom:
-            return _said(
-                part.label, f"{wrong.symptom.sees} (Below the check there is help of that name.)")
+            where = " (Below the check there is help of that name.)" if wrong.symptom.help else ""
+            return _said(part.label, wrong.symptom.sees + where)
         return _said(part.label, "wrong for inputs other than those of the check that you see.")
     except StudentError as error:
         # What holds for the whole exercise is said once.
