@@ -130,7 +130,7 @@ unittest.TestCase.assertEqual = lambda *a, **k: None
     Attack("isinstance says yes", """
 import builtins
 builtins.isinstance = lambda *a: True
-""", proof="isinstance(1, str)", spoils=True),
+""", said="left out: your code ended its own process", spoils=True),
     Attack("an object equal to everything", EQUAL_TO_EVERYTHING + """
 def training_state_bytes(*a, **k): return Everything(1)
 lora_state_bytes = qlora_weight_bytes = training_state_bytes
@@ -350,7 +350,7 @@ def trace(frame, event, argument):
         frame.f_locals["found"] = 4.0
     return trace
 sys.settrace(trace); threading.settrace(trace); sys.setprofile(trace)
-""", proof="len(seen) > 0", spoils=True),
+""", proof="len(seen) > 0", said="took too long", spoils=True),
     Attack("an audit hook forbids everything", """
 import sys
 heard = []
@@ -413,10 +413,10 @@ def strike(*a):
     raise SystemExit(0)
 signal.signal(signal.SIGALRM, strike)
 signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
-""", proof="len(struck) > 3", spoils=True),
+""", proof="len(struck) > 3", said="left out: your code ended", spoils=True),
     Attack("it ends itself later", """
 import faulthandler
-faulthandler.dump_traceback_later(0.5, exit=True)
+faulthandler.dump_traceback_later(0.5, exit=True, file=open("/dev/null", "w"))
 def training_state_bytes(*a):
     import time
     time.sleep(2)
@@ -638,7 +638,8 @@ lora_state_bytes = qlora_weight_bytes = table_settings = cheapest_fit = training
 # Reading what is not theirs -----------------------------------------------------------------------
 
 SEARCH = """
-import gc, glob, os, re, sys
+import ctypes, gc, glob, os, re, sys
+ctypes.CDLL(None).prctl(4, 1)  # dumpable: so that it may read of itself in /proc
 pattern = re.compile(b"loralab-" + b"canary-[0-9a-f]{32}")
 found, searched = [], []
 def look(path, most=10**6):
@@ -653,14 +654,14 @@ def look(path, most=10**6):
 
 READING = (
     Attack("the hidden checks are read from disk", """
-import glob, os
+import os, sys
 loot = []
-for root in ("/sandbox", "/home", "/root", "/work", "/srv", os.getcwd(), os.path.expanduser("~"),
-             os.path.dirname(os.path.dirname(os.getcwd()))):
-    for pattern in ("**/autograder/checks/*.py", "**/source/*/*.ipynb", "**/gradebook.db",
-                    "**/solutions/*.py", "**/.grading/secret"):
-        loot += [path for path in glob.glob(os.path.join(root, pattern), recursive=True)
-                 if "/site-packages/nbgrader/" not in path][:5]
+skipped = (sys.prefix, sys.base_prefix, "/usr", "/proc", "/sys", "/dev")
+for folder, folders, files in os.walk("/"):
+    folders[:] = [one for one in folders if not os.path.join(folder, one).startswith(skipped)]
+    loot += [os.path.join(folder, name) for name in files
+             if name in ("gradebook.db", "secret", "ch01.ipynb", "01_memory_math.ipynb", "engine.py")
+             or folder.endswith(("autograder/checks", "solutions"))]
 for path in loot:
     text = open(path, "rb").read().decode("utf-8", "replace")
     start = text.find("def training_state_bytes")
@@ -695,7 +696,7 @@ read = 0
 for line in open("/proc/self/maps"):
     span, rights, *_ = line.split()
     start, end = (int(part, 16) for part in span.split("-"))
-    if "r" not in rights or "w" not in rights or end - start > 2**30: continue
+    if "r" not in rights or "w" not in rights or end - start > 2**28: continue
     with open("/proc/self/mem", "rb", 0) as memory:
         try:
             memory.seek(start)
@@ -722,7 +723,7 @@ for name in os.listdir("/proc/self/fd"):
             for address in (one.getsockname, one.getpeername):
                 try: said = address()
                 except OSError: continue
-                if said and not str(said).startswith("/sandbox/sockets/kernel-"): strange.append(said)
+                if said and "/sandbox/sockets/kernel-" not in str(said) and "127.0.0.1" not in said: strange.append(said)
     elif not target.startswith(("/dev/null", "anon_inode:", "pipe:", "/proc/")):
         strange.append(target)
 parent = kernel_header = get_ipython().kernel.get_parent()["header"]
@@ -778,7 +779,7 @@ for family in (socket.AF_UNIX,):
             tried += 1
             try: one.connect(name); reached.append(name)
             except OSError: pass
-secrets = [name for name in loot if "SECRET" in name or "TOKEN" in name or "KEY" in name]
+secrets = [name for name, value in loot.items() if "canary" in name.lower() + value]
 """, proof="reached == [] and tried > 10 and secrets == []"),
 )
 

@@ -28,10 +28,15 @@ BY_HAND = {"weight_bytes-check", "training_state_bytes-check", "lora_state_bytes
            "qlora_weight_bytes-check", "table_settings-check", "cheapest_fit-check"}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(kernel, "CALL_SECONDS", 3)
-    monkeypatch.setattr(kernel.Kernel.run, "__defaults__", (4,))
+    """Hanging costs seconds, not minutes, while this is set."""
+
+    def set_to(call: float, cell: float):
+        monkeypatch.setattr(kernel, "CALL_SECONDS", call)
+        monkeypatch.setattr(kernel.Kernel.run, "__defaults__", (cell,))
+
+    yield set_to
 
 
 @pytest.fixture
@@ -107,7 +112,7 @@ def test_each_attack_has_a_name_and_a_way_to_see_it_act():
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 def test_an_attack_earns_nothing_and_harms_nobody(
-    attack, sandbox, chapter, canaries, baseline, proofs
+    attack, sandbox, chapter, canaries, baseline, proofs, impatient
 ):
     attack = dataclasses.replace(attack, code=f"PORTS = [{canaries.port}]\n{attack.code}")
     notebook = hostile.notebook(chapter.release, chapter.source, attack)
@@ -115,8 +120,11 @@ def test_an_attack_earns_nothing_and_harms_nobody(
     began = time.monotonic()
     wanted, said = proofs
     wanted.append(attack.proof or "1")
+    if "too long" in attack.said:
+        impatient(2, 4)
     result = graded(notebook, chapter, sandbox)
     wanted.clear()
+    impatient(20, 60)
     # However it behaves, it does not hold up the batch, nor fill the grader's memory.
     assert time.monotonic() - began < 60
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 700 * 1024
@@ -131,10 +139,8 @@ def test_an_attack_earns_nothing_and_harms_nobody(
     assert all(part not in told(result) for part in ("full marks", CANARY))
 
     # It did act.
-    if attack.proof:
-        assert any("'True'" in one for one in said), (said, told(result))
-    if attack.said:
-        assert re.search(attack.said, told(result)), told(result)
+    acted = attack.proof and any("'True'" in one for one in said)
+    assert acted or attack.said and re.search(attack.said, told(result)), (said, told(result))
 
     # Nothing is left, nothing was touched, and the next one gets what is due.
     assert settled(sandbox, baseline) == baseline

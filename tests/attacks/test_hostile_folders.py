@@ -1,0 +1,232 @@
+"""Hostile folders in one class, through `autograder grade` and through `nbgrader autograde`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import time
+from html.parser import HTMLParser
+
+import hostile
+import nbformat
+import pytest
+from folders import FOLDERS, NAME, Place
+from hostile import CHAPTER
+from nbgrader.apps.api import NbGraderAPI
+
+from autograder import class_folder, class_grading, gradebook
+from autograder.release import chapters, to_text
+from autograder.sandbox import warm
+
+MESSY = """\
+import sys
+print("working", file=sys.stderr)
+training_state_bytes = lambda n_params, precision, optimizer: n_params * (
+    {"fp32": 8, "bf16": 4, "mixed": 8}[precision]
+    + (0 if optimizer == "sgd" else 4 if precision == "bf16" else 8))
+"""
+
+
+@pytest.fixture(scope="module")
+def honest(chapter):
+    """The students' copy with 3 points' worth of work in it."""
+    return hostile.notebook(chapter.release, chapter.source, hostile.Attack("none", "pass"))
+
+
+@pytest.fixture(scope="module")
+def ordinary(chapter, honest):
+    """Submissions of people who mean no harm, by student, with what they earn."""
+    messy = nbformat.reads(nbformat.writes(honest), as_version=4)
+    messy.cells = [cell for cell in messy.cells[::-1]
+                   if not cell.metadata.get("nbgrader", {}).get("grade")]
+    for cell in messy.cells:
+        if cell.metadata.get("nbgrader", {}).get("grade_id") == "training_state_bytes":
+            cell.source, cell.metadata = MESSY, nbformat.NotebookNode()
+            cell.id = "mine"
+    messy.cells = [nbformat.v4.new_code_cell("%matplotlib inline\n!true"), *messy.cells]
+    return {"ada": (honest, 3), "solution": (chapter.source, 20), "untouched": (chapter.release, 0),
+            "messy": (messy, 3), "zoe": (honest, 3)}
+
+
+def hand_in(root, honest, ordinary):
+    for student, (notebook, _) in ordinary.items():
+        folder = root / "submitted" / student / CHAPTER
+        folder.mkdir(parents=True)
+        (folder / NAME).write_text(to_text(notebook), "utf-8")
+    for each in FOLDERS:
+        folder = root / "submitted" / each.student / CHAPTER
+        folder.mkdir(parents=True)
+        each.fill(Place(folder, root, honest))
+    # Whole folders that are links.
+    (root / "submitted" / "thief").mkdir()
+    (root / "submitted" / "thief" / CHAPTER).symlink_to(f"../solution/{CHAPTER}")
+    (root / "submitted" / "pirate").symlink_to("solution")
+
+
+def bytes_of(root) -> dict[str, str]:
+    """Hashes of what no submission may change: the others' work, sources, the secret."""
+    paths = [*(root / "source").rglob("*.ipynb"), root / ".grading" / "secret",
+             *(root / "submitted" / name / CHAPTER / NAME for name in ("ada", "solution", "zoe"))]
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def rows(root, student: str):
+    """All that the gradebook holds of a student's grades, and of what can be earned."""
+    with sqlite3.connect(root / "gradebook.db") as base:
+        grades = base.execute(
+            "SELECT student_id, assessment_id, auto_score, manual_score, needs_manual_grade "
+            "FROM grade JOIN submitted_notebook n ON notebook_id = n.id "
+            "JOIN submitted_assignment s ON n.assignment_id = s.id "
+            "WHERE student_id = ? ORDER BY assessment_id", [student]).fetchall()
+        points = [base.execute(f"SELECT * FROM {table} ORDER BY id").fetchall()
+                  for table in ("assignment", "notebook", "base_cell", "grade_cells")]
+    return grades, points
+
+
+@pytest.fixture(scope="module")
+def classes(sandbox, honest, ordinary, tmp_path_factory):
+    """The same class twice: graded by our command, and by nbgrader's."""
+    signal.alarm(0)
+    kept, warm._SHARED = warm._SHARED, sandbox
+    top = tmp_path_factory.mktemp("classes")
+    ours, theirs = top / "ours", top / "theirs"
+    class_folder.init(ours, sources=chapters([CHAPTER]))
+    shutil.copytree(ours, theirs)
+    for root in (ours, theirs):
+        hand_in(root, honest, ordinary)
+    before = [bytes_of(root) for root in (ours, theirs)]
+    began = time.monotonic()
+    with gradebook.writing(ours) as book:
+        # One who is graded first: what follows leaves it alone.
+        list(class_grading.grade(ours, book, class_grading.find(ours, student="ada"), workers=1))
+        first = rows(ours, "ada")
+        work = class_grading.find(ours)
+        steps = list(class_grading.grade(ours, book, work, workers=1))
+        print(f"ours: {time.monotonic() - began:.1f} s")
+    here = os.getcwd()
+    os.chdir(theirs)
+    try:
+        api = NbGraderAPI(config=gradebook.load_config(theirs))
+        said = api.autograde(CHAPTER, "*")
+        feedback = api.generate_feedback(CHAPTER)
+    finally:
+        os.chdir(here)
+    print(f"with nbgrader: {time.monotonic() - began:.1f} s")
+    yield {"ours": ours, "theirs": theirs, "before": before, "first": first, "steps": steps,
+           "work": work, "said": said, "feedback": feedback}
+    warm._SHARED = kept
+
+
+@pytest.fixture
+def root(request, classes):
+    return classes[request.param]
+
+
+both = pytest.mark.parametrize("root", ["ours", "theirs"], indirect=True)
+
+
+def scores(root) -> dict[str, float]:
+    with gradebook.writing(root) as book:
+        return {row.student: row.score for row in book.rows(CHAPTER)}
+
+
+def told(root, student: str) -> str:
+    path = root / "autograded" / student / CHAPTER / NAME
+    notebook = nbformat.read(path, as_version=4)
+    text = [cell.source for cell in notebook.cells[:1]]
+    text += [output.get("text", "") for cell in notebook.cells if cell.cell_type == "code"
+             for output in cell.outputs]
+    return "\n".join(text).replace("\\", "")
+
+
+@both
+def test_everybody_gets_what_was_earned(root, ordinary):
+    expected = {student: score for student, (_, score) in ordinary.items()}
+    expected |= {each.student: each.score for each in FOLDERS}
+    found = scores(root)
+    thieves = {name: found.pop(name, 0) for name in ("thief", "pirate")}
+    assert found == expected
+    assert thieves == {"thief": 0, "pirate": 0}
+
+
+@both
+def test_students_are_told_what_was_wrong(root):
+    silent = [each.student for each in FOLDERS
+              if not re.search(each.said, told(root, each.student))]
+    assert silent == []
+    # In a few lines, whatever it was.
+    assert max(len(told(root, each.student)) for each in FOLDERS) < 10_000
+
+
+def test_nothing_failed(classes):
+    assert [step for step in classes["steps"] if step.failure] == []
+    assert classes["work"].failures == []
+    assert any("thief" in line for line in classes["work"].ignored)
+    assert classes["said"]["success"], classes["said"]["log"]
+    assert classes["feedback"]["success"], classes["feedback"]["log"]
+
+
+def test_nothing_else_was_changed(classes):
+    assert [bytes_of(classes[name]) for name in ("ours", "theirs")] == classes["before"]
+    assert rows(classes["ours"], "ada") == classes["first"]
+    with sqlite3.connect(classes["ours"] / "gradebook.db") as base:
+        assert base.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert base.execute("SELECT max(auto_score) FROM grade").fetchone()[0] <= 4
+
+
+@both
+def test_what_is_graded_holds_plain_files_only(root):
+    for top in ("submitted", "autograded"):
+        for folder, folders, files in os.walk(root / top):
+            for name in files:
+                path = os.path.join(folder, name)
+                assert os.path.isfile(path) and not os.path.islink(path), path
+                assert os.stat(path).st_size < 10**8 and os.stat(path).st_nlink == 1, path
+    used = sum(path.stat().st_blocks * 512 for path in (root / ".grading").rglob("*")
+               if path.is_file() and not path.is_symlink())
+    assert used < 10**9  # no archive was unpacked
+
+
+class Live(HTMLParser):
+    """Collects what a browser would execute of a student's."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: list[str] = []
+        self._script = False
+
+    def handle_starttag(self, tag, attributes):
+        self._script = tag == "script"
+        values = dict(attributes)
+        self.found += [f"{tag} {name}" for name, value in values.items() if name.startswith("on")
+                       or (name in ("src", "href") and "javascript:" in (value or ""))]
+        self.found += [tag] if tag in ("iframe", "object", "embed", "base") else []
+
+    def handle_data(self, text):
+        if self._script and "owned" in text:
+            self.found.append(text)
+
+    def handle_endtag(self, tag):
+        self._script = False
+
+
+def test_feedback_carries_nothing_that_runs(classes):
+    checked = 0
+    for path in (classes["theirs"] / "feedback").rglob("*.html"):
+        live = Live()
+        live.feed(path.read_text("utf-8"))
+        assert live.found == [], path
+        checked += 1
+    assert checked > 20
+
+
+def test_the_same_scores_both_ways(classes, ordinary):
+    ours, theirs = (scores(classes[name]) for name in ("ours", "theirs"))
+    for student, (_, score) in ordinary.items():
+        assert ours[student] == theirs[student] == score
+        grades = [rows(classes[name], student)[0] for name in ("ours", "theirs")]
+        assert [row[2:] for row in grades[0]] == [row[2:] for row in grades[1]]
