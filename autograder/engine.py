@@ -146,7 +146,8 @@ def _item(
         elif said not in messages:
             messages.append(said)
     total = sum(part.points for part in parts)
-    score = round(points * earned / total, 6) if total else 0.0
+    # Rounded, for sums of tenths; but never above the points, where nbgrader takes offence.
+    score = min(points, round(points * earned / total, 6)) if total else 0.0
     return Item(points, score, (_summary(score, points), *messages))
 
 
@@ -174,8 +175,8 @@ def _try(part: Part) -> str | None:
             part.check()
     except WrongAnswer as wrong:
         if wrong.symptom:
-            return _said(
-                part.label, f"{wrong.symptom.sees} (Below the check there is help of that name.)")
+            where = " (Below the check there is help of that name.)" if wrong.symptom.help else ""
+            return _said(part.label, wrong.symptom.sees + where)
         return _said(part.label, "wrong for inputs other than those of the check that you see.")
     except StudentError as error:
         # What holds for the whole exercise is said once.

@@ -1,8 +1,8 @@
 """nbgrader's steps, with this engine in the place of its execution.
 
-    pre-convert hook   what can't be opened without harm is moved aside
-    sanitize           Repair: the submission in its source's form
-    autograde          TrustedGrade: each graded cell says what the engine found, and its score
+    exporter    before anything is opened: what can't be opened without harm is moved aside
+    sanitize    Repair: the submission in its source's form
+    autograde   TrustedGrade: each graded cell says what the engine found, and its score
 
 What follows (SaveAutoGrades, feedback, export) is nbgrader's own.
 """
@@ -10,35 +10,64 @@ What follows (SaveAutoGrades, feedback, export) is nbgrader's own.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nbformat
+from nbconvert.exporters import NotebookExporter
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_output
 from nbgrader.coursedir import CourseDirectory
 from nbgrader.preprocessors import NbGraderPreprocessor
+from nbgrader.utils import compute_checksum
 
 from autograder import batch, classroom
 from autograder.repair import repair
 from autograder.result import Item, Result
 from autograder.submission import quarantine, timestamp
 
+if TYPE_CHECKING:
+    from nbgrader.converters import Autograde
 
-def put_in_order(assignment: str, student: str, notebooks: list[str]) -> None:
-    """nbgrader's hook before a submission is opened. `notebooks`: the paths it found there.
 
-    assignment and student are patterns, "*" for all; so only the paths are looked at. The list is
-    brought up to what is there afterwards: it is nbgrader's own.
+class SubmissionExporter(NotebookExporter):
+    """Opens notebooks for nbgrader's Autograde, its parent.
+
+    Autograde makes its exporter after it has listed the submissions and before it touches one, and
+    lets its errors pass. Its own hook comes too late for that (a time stamp has been opened), and
+    its errors are only logged: so submissions are put in order here.
     """
-    found = []
-    for folder in dict.fromkeys(Path(path).parent for path in notebooks):
-        root = Path(os.getcwd())  # nbgrader works from the class folder
-        chapter, student = folder.name, folder.parent.name
-        aside = classroom.private(root) / "quarantine" / student / chapter
-        quarantine(folder, aside, chapter)
-        found += sorted(str(path) for path in folder.glob("*.ipynb"))
-    notebooks[:] = found
+
+    def __init__(self, config: Any = None, **named: Any):
+        super().__init__(config=config, **named)
+        assignments = getattr(self.parent, "assignments", {})
+        for folder in sorted(assignments):
+            try:
+                assignments[folder] = _to_convert(self.parent, folder, assignments[folder])
+            except (OSError, ValueError) as error:
+                self.log.error("Skipping %r: %s", folder, error)
+                del assignments[folder]
+
+
+def _to_convert(converter: Autograde, folder: str, found: list[str]) -> list[str]:
+    """The notebooks of a submission that nbgrader converts, once it is put in order.
+
+    Raises OSError where something can't be moved aside: then nothing may be copied. Raises
+    ValueError for a name of a student that nbgrader can't read back, and would stop at.
+    """
+    pattern = converter._format_source("(?P<assignment_id>.*)", "(?P<student_id>.*)", escape=True)
+    if re.match(pattern, folder) is None or not folder.isprintable():
+        raise ValueError("a student's id can't have such characters")
+    coursedir, chapter, student = converter.coursedir, Path(folder).name, Path(folder).parent.name
+    root = Path(coursedir.root)
+    quarantine(Path(folder), classroom.private(root) / "quarantine" / student / chapter, chapter)
+    source = Path(coursedir.format_path(coursedir.source_directory, ".", chapter))
+    expected = {path.name for path in source.glob("*.ipynb")}
+    known = [path for path in found if Path(path).name in expected]
+    if not known and expected == {f"{chapter}.ipynb"}:  # it had another name
+        known = [os.path.join(folder, f"{chapter}.ipynb")]
+    return [path for path in known or found if os.path.lexists(path)]
 
 
 class Repair(NbGraderPreprocessor):
@@ -67,10 +96,13 @@ class TrustedGrade(NbGraderPreprocessor):
 def show(notebook: NotebookNode, result: Result) -> None:
     """Write a result into the notebook that it belongs to, in place."""
     for cell in notebook.cells:
+        marks = cell.metadata.get("nbgrader", {})
+        if marks.get("solution") and not cell.source.strip():
+            # To nbgrader, as good as untouched: nobody has to read it.
+            marks["checksum"] = compute_checksum(cell)
         if cell.cell_type != "code":
             continue
         cell.outputs, cell.execution_count = [], None
-        marks = cell.metadata.get("nbgrader", {})
         item = result.items.get(marks.get("grade_id"))
         if marks.get("grade") and not marks.get("solution"):
             cell.outputs = _outputs(item or Item(0.0, 0.0, ("This cell was not graded.",)))
@@ -102,8 +134,8 @@ def _root(step: NbGraderPreprocessor) -> Path:
 def read_timestamps_safely() -> None:
     """Make nbgrader read a submission's timestamp.txt only where it is a plain file.
 
-    It opens that file before any hook is called: a pipe by that name would hold it up for ever,
-    and a wrong date ends the run. nbgrader has no setting for this.
+    formgrader lists submissions that nobody has put in order yet: a pipe by that name would hold
+    up the page for ever, and a wrong date would end it. nbgrader has no setting for this.
     """
     stock = CourseDirectory.get_existing_timestamp
     if getattr(stock, "safe", False):

@@ -130,12 +130,12 @@ def test_points_rise_with_the_share_that_is_right(hand_in):
     tensors = load_file(REFERENCE[WEIGHTS])
     config = json.loads(REFERENCE[CONFIG].read_text())
     earned = []
-    for alpha in (4, 8, 10):
+    for alpha in (4, 9):
         files = hand_in({**config, "lora_alpha": alpha}, tensors)
         result = grade(files)
         earned.append(result.points)
         assert result.told <= {SYMPTOMS["short"].sees, SYMPTOMS["other_language"].sees}
-    assert earned == sorted(earned) and earned[0] == 0 and 0 < earned[2] < 5
+    assert earned[0] == 0 and 0 < earned[1] < 5
 
 
 def test_untrained_and_random_adapters_earn_nothing(hand_in):
@@ -376,7 +376,9 @@ def test_what_is_no_plain_file_is_not_opened(name, hand_in, tmp_path, no_evaluat
 def test_files_that_are_missing(hand_in, no_evaluation):
     files = hand_in()
     missing = SYMPTOMS["missing"].sees
-    assert told({}) == told({CONFIG: files[CONFIG]}) == told({WEIGHTS: files[WEIGHTS]}) == missing
+    assert told({}) == told({"adapter/other.txt": files[CONFIG]}) == missing
+    for handed_in in (CONFIG, WEIGHTS):
+        assert told({handed_in: files[handed_in]}).startswith(f"{handed_in} was handed in")
     as_bin = {CONFIG: files[CONFIG], "adapter/adapter_model.bin": files[WEIGHTS]}
     assert "pickle" in told(as_bin)
 
@@ -471,9 +473,13 @@ def test_files_that_were_cut_or_changed_anywhere_are_read_or_refused(hand_in):
     files = hand_in()
     weights, config = files[WEIGHTS].read_bytes(), files[CONFIG].read_bytes()
     chance = random.Random(0)
+    settings = LoraSettings(1, 2.0, frozenset({"k_proj"}))
+    readers = (
+        (weights, lambda data: adapter_files.read_weights(data, settings)),
+        (config, adapter_files.read_config),
+    )
     for _ in range(300):
-        for data, read in ((weights, lambda d: adapter_files.read_weights(
-                d, LoraSettings(1, 2.0, frozenset({"k_proj"})))), (config, adapter_files.read_config)):
+        for data, read in readers:
             cut = bytearray(data[: chance.choice((len(data), chance.randrange(len(data))))])
             for _ in range(chance.randrange(4)):
                 if cut:

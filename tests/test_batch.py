@@ -427,7 +427,7 @@ STILL = '''
 from nbgrader.preprocessors import OverwriteCells, SaveAutoGrades
 c.Autograde.sanitize_preprocessors = [OverwriteCells]
 c.Autograde.autograde_preprocessors = [SaveAutoGrades]
-c.Autograde.pre_convert_hook = lambda **_: None
+c.Autograde.exporter_class = "nbconvert.exporters.NotebookExporter"
 '''
 
 

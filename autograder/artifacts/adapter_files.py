@@ -110,7 +110,7 @@ def _incomplete(files: Mapping[str, Path]) -> BadAdapter:
     found = [name for name in (CONFIG, WEIGHTS) if name in files]
     if found:
         lacking = WEIGHTS if found == [CONFIG] else CONFIG
-        return BadAdapter(f"{found[0]} was handed in, {lacking} was not.", "missing")
+        return BadAdapter(f"{found[0]} was handed in, {lacking} was not. Both are needed.")
     return BadAdapter("Neither of the two files was handed in.", "missing")
 
 
@@ -153,7 +153,9 @@ def read_config(data: bytes) -> LoraSettings:
     try:
         config = json.loads(data.decode("utf-8-sig"), parse_constant=_no_number)
     except (ValueError, RecursionError):
-        raise BadAdapter(f"{name} is not the JSON that PEFT writes. Save the adapter again.") from None
+        raise BadAdapter(
+            f"{name} is not the JSON that PEFT writes. Save the adapter again."
+        ) from None
     if not isinstance(config, dict):
         raise BadAdapter(f"{name} holds no object with settings. Save the adapter again.")
     if config.get("peft_type") != "LORA":

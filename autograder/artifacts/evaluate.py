@@ -12,12 +12,16 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from autograder.artifacts.adapter_files import Adapter, layers
 from loralab import base_model, evaluation
+from loralab.quiet import quiet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BATCH = 16
 CLOSE = 4  # tokens that may beat the right one by less than rounding hides
@@ -34,6 +38,29 @@ class Row(NamedTuple):
     begin: int
 
 
+@lru_cache(1)
+def _four_bit() -> dict[str, tuple[torch.Tensor, Any]]:
+    """Every linear layer's weight in NF4 with double quantisation, by path: bitsandbytes' pairs."""
+    with quiet():
+        import bitsandbytes.functional as bnb
+
+        model = _published()
+        return {
+            path: bnb.quantize_4bit(
+                model.get_submodule(path).weight.data.float(),
+                quant_type="nf4",
+                compress_statistics=True,
+            )
+            for path in layers()
+        }
+
+
+def _published() -> "PreTrainedModel":
+    # In 16 bits as it is published, so that nothing is rounded on the way.
+    model = base_model.load(dtype=torch.bfloat16)
+    return model.to("cpu").eval().requires_grad_(False)
+
+
 class Base:
     """The embedded model in 4 bits, ready to carry one adapter after another, on the CPU.
 
@@ -41,18 +68,9 @@ class Base:
     """
 
     def __init__(self, dtype: torch.dtype):
-        import bitsandbytes.functional as bnb
-
-        # From the 16-bit weights as they are published: nothing is rounded on the way.
-        model = base_model.load(dtype=torch.bfloat16).to("cpu").eval().requires_grad_(False)
-        self._layers = {path: model.get_submodule(path) for path in layers()}
-        self._nf4 = {
-            path: bnb.quantize_4bit(
-                layer.weight.data.float(), quant_type="nf4", compress_statistics=True
-            )
-            for path, layer in self._layers.items()
-        }
-        self._model = model.to(dtype)
+        self._nf4 = _four_bit()
+        self._model = _published().to(dtype)
+        self._layers = {path: self._model.get_submodule(path) for path in self._nf4}
 
     def weight(self, path: str) -> torch.Tensor:
         """A layer's weight in fp32, as the 4-bit base has it: a new tensor (outputs, inputs)."""
@@ -107,7 +125,7 @@ def fast_dtype() -> torch.dtype:
 
 
 @lru_cache(1)
-def _tokenizer():
+def _tokenizer() -> "PreTrainedTokenizerBase":
     return base_model.load_tokenizer()
 
 

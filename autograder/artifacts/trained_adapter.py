@@ -73,7 +73,7 @@ def _tried(
 
 
 def _diagnosis(adapter: Adapter, hits: int, another_language: bool) -> tuple[str, str]:
-    if hits >= 0.15 * SENTENCES:
+    if hits >= SHARES[0] * SENTENCES:
         return "short", "Some sentences are right."
     if adapter.largest_b < UNTRAINED:
         return "untrained", "B has hardly moved."

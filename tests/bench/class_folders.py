@@ -15,7 +15,7 @@ from nbgrader.converters import GenerateAssignment
 from nbgrader.coursedir import CourseDirectory
 from traitlets.config import PyFileConfigLoader
 
-from autograder import class_folder
+from autograder import class_folder, cluster
 from autograder.nbgrader_config import generate_preprocessors
 from autograder.release import quiet_log, to_text
 from loralab import paths
@@ -102,8 +102,27 @@ class Ours(_Folder):
         """`autograder grade` of all that is there, as if never graded; seconds."""
         for name in ("results", "recorded"):
             shutil.rmtree(self.root / ".grading" / name, ignore_errors=True)
-        return timed([sys.executable, "-c", "from autograder.cli import app; app()", "grade",
-                      "--class", str(self.root), chapter.number], self.root)
+        return timed(self.command(chapter), self.root)
+
+    def seconds_once_warm(self) -> float:
+        """What one more submission took in the last run, once every worker had graded one.
+
+        Of each part of the work, by the times at which its files were written: results, then
+        the gradebook.
+        """
+        results = _written(self.root / ".grading" / "results")
+        records = _written(self.root / ".grading" / "recorded")
+        warm = min(cluster.cores(), len(results) - 1)
+        return ((results[-1] - results[warm - 1]) / (len(results) - warm)
+                + (records[-1] - records[0]) / (len(records) - 1))
+
+    def command(self, chapter: Chapter) -> list[str]:
+        return [sys.executable, "-c", "from autograder.cli import app; app()", "grade",
+                "--class", str(self.root), chapter.number]
+
+
+def _written(folder: Path) -> list[float]:
+    return sorted(path.stat().st_mtime for path in folder.rglob("*") if path.is_file())
 
 
 class Stock(_Folder):

@@ -66,7 +66,8 @@ def run(
         process = subprocess.Popen(
             # The outer limit, should everything else fail.
             ["timeout", "-k", "5", str(int(seconds) + 30),
-             *_walls(place, environment, [Path(path) for path in show]), *_limits(), *line],
+             *_walls(place, environment, list(show)), *_limits(),
+             "env", "-C", str(place), *line],
             stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env={})
         try:
             status: int | None = process.wait(seconds)
@@ -92,6 +93,10 @@ def _walls(place: Path, environment: Mapping[str, str], show: list[Path]) -> lis
     shown = [path for path in dict.fromkeys([
         Path("/usr"), Path("/etc/ld.so.cache"), Path("/etc/ssl"), Path(sys.prefix),
         Path(sys.base_prefix), paths.PROJECT / "loralab", *show]) if path.exists()]
+    line += ["--proc", "/proc", "--dev", "/dev"]
+    # What is left there is seen afterwards. First, since other folders may lie below /tmp.
+    for name, inside in (("tmp", "/tmp"), ("tmp", "/var/tmp"), ("shm", "/dev/shm")):
+        line += ["--bind", str(place / name), inside]
     # Made by hand: those that bubblewrap makes for a bind are closed to others.
     parents = {parent for path in [*shown, place] for parent in path.parents} - {Path("/")}
     for folder in sorted(parents):
@@ -103,10 +108,6 @@ def _walls(place: Path, environment: Mapping[str, str], show: list[Path]) -> lis
             line += ["--symlink", os.readlink(f"/{name}"), f"/{name}"]
         elif Path("/", name).is_dir():
             line += ["--ro-bind", f"/{name}", f"/{name}"]
-    line += ["--proc", "/proc", "--dev", "/dev"]
-    # What is left there is seen afterwards.
-    for name, inside in (("tmp", "/tmp"), ("tmp", "/var/tmp"), ("shm", "/dev/shm")):
-        line += ["--bind", str(place / name), inside]
     for name in ETC:
         line += ["--ro-bind", str(place / "etc" / name), f"/etc/{name}"]
     line += ["--bind", str(place), str(place)]
@@ -116,7 +117,7 @@ def _walls(place: Path, environment: Mapping[str, str], show: list[Path]) -> lis
         "LORALAB_CACHE": str(place / "home" / "loralab"), **environment,
     }.items():
         line += ["--setenv", name, value]
-    return [*line, "--chdir", str(place), "--"]
+    return [*line, "--"]
 
 
 def _limits() -> list[str]:
