@@ -30,6 +30,7 @@ from autograder.result import Item, Result
 from autograder.sandbox.warm import Limits, Sandbox, shared
 from loralab.checks import WrongAnswer
 
+
 # Before the student's cells: the same luck each time, and an `exit()` that ends nothing.
 PRELUDE = """
 (lambda modules: [getattr(modules[module], name)(0)
@@ -39,6 +40,10 @@ PRELUDE = """
 """
 MAX_RAISED = 5  # notes on cells that raised
 VERSIONS = ("torch", "transformers", "peft", "bitsandbytes", "nbgrader")
+
+
+class NotGraded(RuntimeError):
+    """The sandbox failed, not the student: there is no score."""
 
 
 def grade(
@@ -58,8 +63,7 @@ def grade(
     notebook that was released, with its solutions (default: the course's own). files: what else
     was handed in, by relative path. sandbox: default, one that this process keeps warm.
 
-    Raises NoSandbox where student code can't be isolated, RuntimeError where a kernel did not
-    start in the sandbox. Nothing that the student wrote raises.
+    Raises NoSandbox where student code can't be isolated, NotGraded where the sandbox then fails. Nothing that the student wrote raises.
     """
     clock = _Clock()
     source = source if source is not None else _source(chapter)
@@ -91,7 +95,7 @@ def grade(
                 items[name] = _item(points, check, student, drawn, personal)
         clock.lap("checks")
         if not student.sandbox.alive:
-            raise RuntimeError("the sandbox ended while it graded")
+            raise NotGraded("the sandbox ended while it graded")
     finally:
         student.close()
     notes = [*repaired.notes, *student.notes]
@@ -152,6 +156,8 @@ def _parts(
 ) -> Sequence[Part]:
     try:
         return check.parts(student, drawn, personal)
+    except NotGraded:
+        raise
     except Exception as error:
         said = error
 
@@ -175,6 +181,8 @@ def _try(part: Part) -> str | None:
     except StudentError as error:
         # What holds for the whole exercise is said once.
         return _said("" if error.kind in FOR_GOOD else part.label, explain(error))
+    except NotGraded:
+        raise
     except Exception as error:  # an answer that a comparator did not expect, or a mistake in it
         logging.getLogger(__name__).exception("a check could not be carried out")
         return _said(part.label, f"what came back could not be compared ({type(error).__name__}).")
@@ -294,7 +302,7 @@ class Submitted:
             return Kernel(self.sandbox, replace(self.limits, wall_seconds=left), self.files)
         except StudentError as error:
             # No code of the student's has run: this is no fault of theirs.
-            raise RuntimeError(f"no kernel started in the sandbox: {error}") from None
+            raise NotGraded(f"no kernel started in the sandbox: {error}") from None
 
     def _run(self, kernel: Kernel, index: int) -> None:
         cell = self.repaired.notebook.cells[index]
