@@ -6,6 +6,7 @@ notebook earns HONEST_POINTS honestly.
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
@@ -22,8 +23,8 @@ from tests.bench.class_folders import BIN, Ours, Stock, environment, quiet_sql
 from tests.bench.handed_in import Chapter, Work, chapter, full
 
 VICTIM, ATTACKER, NEXT = "ada", "mallory", "zoe"
-SECONDS = 300  # for the attacker's submission and the next one's together
-CELL_SECONDS = 60
+SECONDS = 240  # for the attacker's submission and the next one's together
+CELL_SECONDS = 45
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,21 @@ def read(path: Path) -> tuple[list[Outcome], dict[str, str]]:
     return [Outcome(**one) for one in record["outcomes"]], record["missing"]
 
 
-def work_of(subject: Chapter, attack: hostile.Attack | None) -> Work:
-    """The attack's submission; None: the same honest part without any attack."""
-    aimed = hostile.Attack("none", "") if attack is None else replace(
-        attack, code=canaries.aimed(attack.code))
+def work_of(subject: Chapter, attack: hostile.Attack) -> Work:
+    """The attack's submission."""
+    aimed = replace(attack, code=canaries.aimed(attack.code))
     return Work(hostile.notebook(subject.release, subject.source, aimed))
+
+
+def harmless(subject: Chapter) -> Work:
+    """The next student's: no code at all, so 0 points, and quick to grade."""
+    made = copy.deepcopy(subject.release)
+    made.cells = [cell for cell in made.cells if cell.cell_type != "code"]
+    return Work(made)
+
+
+def write_notes(root: Path) -> None:
+    (root / canaries.NOTES).write_text("".join(canaries.SECRET.values()))
 
 
 # A grader behind walls ---------------------------------------------------------------------------
@@ -84,12 +95,12 @@ class Walled(ABC):
         shutil.copytree(self.template, self.place)
         self._put(self.place, ATTACKER, work_of(self.chapter, attack))
         if self.in_one_run:
-            self._put(self.place, NEXT, work_of(self.chapter, None))
+            self._put(self.place, NEXT, harmless(self.chapter))
         before = canaries.Before(self._others(), {VICTIM: self.chapter.points})
         ended = self._run(self.place, [ATTACKER])
         scores = self._scores(self.place)
         found = canaries.damage(
-            before, self._others(), scores, {NEXT: hostile.HONEST_POINTS} if self.in_one_run else {},
+            before, self._others(), scores, {NEXT: 0.0} if self.in_one_run else {},
             self.place / "heard",
             [self.place / name for name in ("home", "tmp", "shm")], ended.status is not None)
         return Outcome(attack.name, self.name, scores.get(ATTACKER), found,
@@ -135,6 +146,7 @@ class StockNbgrader(Walled):
         config = folder.root / "nbgrader_config.py"
         config.write_text(config.read_text()
                           + f"c.Execute.timeout_func = None\nc.Execute.timeout = {CELL_SECONDS}\n")
+        write_notes(folder.root)
         self._put(self.template, VICTIM, full(self.chapter))
         self.prepared()
 
@@ -157,6 +169,7 @@ class Otter(Walled):
         super().__init__(place)
         otter.install()
         self._folder(self.template).mkdir()
+        write_notes(self._folder(self.template))
         otter.write_autograder(self.chapter, self._folder(self.template) / "autograder.zip")
         self._put(self.template, VICTIM, full(self.chapter))
         self.prepared()
@@ -201,12 +214,13 @@ def ours(place: Path, attacks: Sequence[hostile.Attack]) -> list[Outcome]:
     shutil.rmtree(place / "ours", ignore_errors=True)
     subject = chapter(hostile.CHAPTER[:2])
     folder = Ours(place / "ours" / "class", [subject])
+    write_notes(folder.root)
     folder.put(VICTIM, subject, full(subject))
     folder.grade(subject)
     names = [f"mallory{number:02}" for number in range(len(attacks))]
     for name, attack in zip(names, attacks, strict=True):
         folder.put(name, subject, work_of(subject, attack))
-    folder.put(NEXT, subject, work_of(subject, None))
+    folder.put(NEXT, subject, harmless(subject))
     submitted = folder.root / "submitted"
     home = place / "ours" / "home"
     home.mkdir()
@@ -226,7 +240,7 @@ def ours(place: Path, attacks: Sequence[hostile.Attack]) -> list[Outcome]:
         ended, said = False, ""
     scores = gradebook_scores(folder.root, subject)
     found = canaries.damage(before, canaries.hashes(submitted), scores,
-                            {NEXT: hostile.HONEST_POINTS}, heard, outside, ended)
+                            {NEXT: 0.0}, heard, outside, ended)
     if not scores:
         raise RuntimeError(f"nothing was graded:\n{said[-2000:]}")
     return [Outcome(attack.name, "ours", scores.get(name), found, 0.0)
@@ -262,6 +276,10 @@ def matrix(
             said(f"{kind.name} could not be tried: {error}")
             continue
         for attack in attacks:
-            found.append(grader.attack(attack))
+            try:
+                found.append(grader.attack(attack))
+            except (OSError, subprocess.SubprocessError) as error:
+                missing[f"{kind.name}: {attack.name}"] = str(error)
+                continue
             said(f"{kind.name}: {attack.name}: {found[-1].score}, {found[-1].damage}")
     return found, missing

@@ -9,9 +9,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-SECRET = {"GRADERS_TOKEN": "canary-4f1c93"}
-PORT = 40909  # in place of the attacks' own, which only root may open
+from tests.attacks import hostile
+
+SECRET = {"GRADERS_TOKEN": hostile.CANARY + "4f1c93" * 5 + "ab"}
+NOTES = "notes-of-the-instructor.txt"  # in the class folder; holds the secret too
+PORT = 40909
 LEFT = "left-by-a-student"
+
+# What an attack has found goes to where somebody listens.
+_TELL = f"""
+import socket as _socket
+_loot = [repr(globals().get(_name))[:20000] for _name in ("found", "secrets") if globals().get(_name)]
+if _loot:
+    try:
+        with _socket.create_connection(("127.0.0.1", {PORT}), 2) as _one:
+            _one.sendall(repr(_loot).encode())
+    except OSError: pass
+"""
 
 # Runs commands one after the other, while it listens, and writes what it was sent to a file.
 _LISTENING = """
@@ -39,8 +53,9 @@ def listening(heard: Path, lines: list[list[str]], cwd: Path) -> list[str]:
 
 
 def aimed(code: str) -> str:
-    """An attack's code with PORT as the address to which it sends its loot."""
-    return code.replace('("127.0.0.1", 9)', f'("127.0.0.1", {PORT})')
+    """An attack's code, told of the port that listens, and sending there what it has found."""
+    looks = any(f"{name} = " in code or f"{name}, " in code for name in ("found", "secrets"))
+    return f"PORTS = [{PORT}]\n{code}{_TELL}" if looks or "PORTS" in code else code
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -71,8 +86,11 @@ def damage(
         found.append("another student's files were changed")
     if any((folder / LEFT).exists() for folder in outside):
         found.append("a file was left outside")
-    if heard.exists() and next(iter(SECRET.values())).encode() in heard.read_bytes():
-        found.append("the grader's environment was read and sent away")
+    said = heard.read_bytes() if heard.exists() else b""
+    if any(text.encode() in said for pair in SECRET.items() for text in pair):
+        found.append("the grader's secrets were read and sent away")
+    elif said:
+        found.append("the network was reached")
     if not ended:
         found.append("the run never ended")
     for student, score in expected.items():

@@ -127,7 +127,7 @@ def attack_notes(missing: dict[str, str]) -> list[str]:
         "visible checks inside walls made for this benchmark: bubblewrap, no network, limits. "
         "What an attack does to them would be done to the instructor's account otherwise. "
         "LoRA Lab grades all attacks in one batch, with nothing around its own sandbox.",
-        *(f"{NAMES[name]} could not be tried: {why.splitlines()[0]}"
+        *(f"{NAMES.get(name, name)} could not be tried: {why.splitlines()[0]}"
           for name, why in missing.items()),
     ]
 
