@@ -17,9 +17,9 @@ import pytest
 from nbgrader.apps.api import NbGraderAPI
 from traitlets.config import PyFileConfigLoader
 
-from autograder.execute import with_parameters
-from autograder.markers import source_notebook
-from autograder.release import chapters, release_notebook, to_text
+from autograder.authoring.execute import with_parameters
+from autograder.authoring.markers import source_notebook
+from autograder.authoring.release import chapters, release_notebook, to_text
 
 
 def pytest_configure(config):
