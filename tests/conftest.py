@@ -7,16 +7,19 @@ has them in PARAMETERS and ENVIRONMENT, by its number.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import nbformat
 import pytest
+from nbformat import NotebookNode
 from nbgrader.apps.api import NbGraderAPI
-from traitlets.config import PyFileConfigLoader
 
+from autograder import class_folder, gradebook
 from autograder.execute import with_parameters
 from autograder.markers import source_notebook
 from autograder.release import chapters, release_notebook, to_text
@@ -92,39 +95,41 @@ def chapter_environment(request, monkeypatch) -> None:
 
 
 class Course:
-    """An nbgrader course folder with every chapter released, and its gradebook."""
+    """A class folder, as `autograder init` makes it; chapters are released when they are graded."""
 
     def __init__(self, root: Path):
-        self.root = root
-        (root / "nbgrader_config.py").write_text(
-            "from autograder.nbgrader_config import configure\nconfigure(get_config())\n")
-        config = PyFileConfigLoader("nbgrader_config.py", path=str(root)).load_config()
-        config.CourseDirectory.root = str(root)
-        config.CourseDirectory.course_id = "lora-lab"
-        config.CourseDirectory.db_url = f"sqlite:///{root / 'gradebook.db'}"
-        self.api = NbGraderAPI(config=config)
+        self.root = class_folder.init(root, sources=[])
+        self.api = NbGraderAPI(config=gradebook.load_config(self.root))
 
-    def release(self, chapter: Chapter) -> None:
-        """nbgrader's generate_assignment, this time with its database."""
-        _write(chapter.source, self.root / "source" / chapter.name)
-        _succeed(self.api.generate_assignment(chapter.name))
+    def release(self, path: Path) -> None:
+        """Add the chapter of that source, `NN_name.py`."""
+        class_folder.init(self.root, sources=[path])
 
-    def grade(self, chapter: Chapter, student: str, notebook) -> dict[str, Grade]:
-        """nbgrader's autograde of `notebook` as `student`'s work: cell → what the gradebook says."""
-        if not (self.root / "source" / chapter.name).exists():
-            self.release(chapter)
-        _write(chapter.to_run(notebook), self.root / "submitted" / student / chapter.name)
-        _succeed(self.api.autograde(chapter.name, student))
-        with self.api.gradebook as gradebook:
-            found = gradebook.find_submission_notebook(chapter.name, chapter.name, student)
+    def grade(
+        self, path: Path, student: str, notebook: NotebookNode, files: Iterable[Path] = ()
+    ) -> dict[str, Grade]:
+        """nbgrader's autograde of `notebook` as `student`'s work: cell → what the gradebook says.
+
+        path: the chapter's source. files: handed in beside it, in a folder `adapter`.
+        """
+        self.release(path)
+        name = path.stem
+        folder = self.root / "submitted" / student / name
+        _write(notebook, folder)
+        for file in files:
+            (folder / "adapter").mkdir(exist_ok=True)
+            shutil.copy(file, folder / "adapter")
+        _succeed(self.api.autograde(name, student))
+        with self.api.gradebook as book:
+            found = book.find_submission_notebook(name, name, student)
             return {
                 grade.name: Grade(grade.auto_score, grade.max_score, grade.needs_manual_grade)
                 for grade in found.grades
             }
 
-    def graded_notebook(self, chapter: Chapter, student: str):
+    def graded_notebook(self, name: str, student: str) -> NotebookNode:
         """The notebook with the outputs that autograde gave it."""
-        path = self.root / "autograded" / student / chapter.name / f"{chapter.name}.ipynb"
+        path = self.root / "autograded" / student / name / f"{name}.ipynb"
         return nbformat.read(path, as_version=4)
 
 
