@@ -16,8 +16,8 @@ from nbgrader.preprocessors import (
     SaveAutoGrades,
 )
 
-from autograder import nbgrader_steps
-from autograder.stubs import ClearSolutionsNamingExercises
+from autograder.classes import nbgrader_steps
+from autograder.authoring.stubs import ClearSolutionsNamingExercises
 from loralab import execution
 
 

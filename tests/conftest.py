@@ -19,10 +19,10 @@ import pytest
 from nbformat import NotebookNode
 from nbgrader.apps.api import NbGraderAPI
 
-from autograder import class_folder, gradebook
-from autograder.execute import with_parameters
-from autograder.markers import source_notebook
-from autograder.release import chapters, release_notebook, to_text
+from autograder.authoring.execute import with_parameters
+from autograder.authoring.markers import source_notebook
+from autograder.authoring.release import chapters, release_notebook, to_text
+from autograder.classes import class_folder, gradebook
 
 
 def pytest_configure(config):

@@ -7,8 +7,8 @@ import copy
 from nbformat import NotebookNode
 from nbformat.v4 import new_notebook
 
-from autograder.markers import expand
-from autograder.release import release_notebook
+from autograder.authoring.markers import expand
+from autograder.authoring.release import release_notebook
 
 SMALL = '''\
 # %% [markdown]

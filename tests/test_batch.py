@@ -16,18 +16,9 @@ import nbformat
 import psutil
 import pytest
 
-from autograder import (
-    batch,
-    class_folder,
-    class_grading,
-    classroom,
-    cluster,
-    gradebook,
-    keys,
-    tasks,
-)
-from autograder.release import chapters
-from autograder.result import Item, Result
+from autograder.classes import batch, class_folder, class_grading, classroom, cluster, gradebook, keys, tasks
+from autograder.authoring.release import chapters
+from autograder.grading.result import Item, Result
 from loralab import paths
 from loralab.errors import CourseError
 
@@ -331,7 +322,7 @@ class Read:
 
 @pytest.fixture
 def fakes(monkeypatch):
-    """autograder.submission and autograder.engine, until and after they exist."""
+    """autograder.grading.submission and autograder.grading.engine, until and after they exist."""
     seen = SimpleNamespace(asked=[])
 
     def read_submission(folder, name):
@@ -349,16 +340,16 @@ def fakes(monkeypatch):
         sizes = [str(path.stat().st_size) for path in files.values()]
         return Result(chapter, seed, {"a-check": Item(3.0, 2.0)}, notes=("graded", *sizes))
 
-    reader = ModuleType("autograder.submission")
+    reader = ModuleType("autograder.grading.submission")
     reader.read_submission, reader.quarantine = read_submission, quarantine
     reader.SubmissionError = SubmissionError
-    engine = ModuleType("autograder.engine")
+    engine = ModuleType("autograder.grading.engine")
     engine.grade = grade
-    import autograder
+    import autograder.grading
 
     for name, module in (("submission", reader), ("engine", engine)):
-        monkeypatch.setitem(sys.modules, f"autograder.{name}", module)
-        monkeypatch.setattr(autograder, name, module, raising=False)
+        monkeypatch.setitem(sys.modules, f"autograder.grading.{name}", module)
+        monkeypatch.setattr(autograder.grading, name, module, raising=False)
     return seen
 
 
@@ -517,7 +508,7 @@ import sys
 sys.path[:0] = [{project!r}, {tests!r}]
 import test_batch
 from pathlib import Path
-from autograder import batch
+from autograder.classes import batch
 if __name__ == "__main__":
     root = Path({root!r})
     try:

@@ -11,9 +11,9 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 import autograder
-from autograder import engine, kernel
+from autograder.grading import engine, kernel
 from autograder.checks import Part, Personal, StudentError, TrustedCheck
-from autograder.result import Item, Result
+from autograder.grading.result import Item, Result
 from autograder.sandbox.warm import BARE, Limits, Sandbox
 from loralab.checks import Exercise, Symptom
 from tests.notebooks import cell_of, index_of, small, source_and_release

@@ -15,8 +15,8 @@ from nbgrader.apps.api import NbGraderAPI
 from nbgrader.converters import Autograde
 from nbgrader.coursedir import CourseDirectory
 
-from autograder import batch, class_folder, gradebook, nbgrader_steps
-from autograder.result import Item, Result
+from autograder.classes import batch, class_folder, gradebook, nbgrader_steps
+from autograder.grading.result import Item, Result
 from tests.notebooks import SMALL, cell_of, index_of, small
 
 NAME = "09_small"

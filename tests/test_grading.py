@@ -10,7 +10,7 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from autograder.release import chapters
+from autograder.authoring.release import chapters
 from loralab.execution import seconds_for
 from loralab.recorded_runs import REFERENCE
 from loralab.training import ADAPTER_FILES

@@ -10,12 +10,12 @@ import nbformat
 import pytest
 from conftest import Course, _write
 
-from autograder import batch, nbgrader_steps
-from autograder.markers import expand
-from autograder.release import to_text
-from autograder.repair import repair
-from autograder.result import Item, Result
-from autograder.submission import SubmissionError, quarantine, read_submission
+from autograder.classes import batch, nbgrader_steps
+from autograder.authoring.markers import expand
+from autograder.authoring.release import to_text
+from autograder.grading.repair import repair
+from autograder.grading.result import Item, Result
+from autograder.grading.submission import SubmissionError, quarantine, read_submission
 
 NAME = "07_small"
 SOURCE = '''# %% [markdown]

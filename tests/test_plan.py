@@ -8,9 +8,9 @@ import pytest
 from nbformat.v4 import new_code_cell
 
 from autograder.checks import checks_of
-from autograder.names import MAX_CODE, names
-from autograder.plan import cells_to_run
-from autograder.repair import repair
+from autograder.grading.names import MAX_CODE, names
+from autograder.grading.plan import cells_to_run
+from autograder.grading.repair import repair
 from tests.notebooks import cell_of, index_of, small, source_and_release
 
 # What a cell's code does to names -----------------------------------------------------------------

@@ -10,9 +10,9 @@ import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output, new_raw_cell
 
-from autograder import repair as module
-from autograder.names import names
-from autograder.repair import asked, released_text, repair
+from autograder.grading import repair as module
+from autograder.grading.names import names
+from autograder.grading.repair import asked, released_text, repair
 from tests.notebooks import cell_of, index_of, small, source_and_release
 
 ANSWER = "def double(x):\n    return x + x"

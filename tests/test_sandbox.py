@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from autograder.checks import StudentError
-from autograder.kernel import Kernel
+from autograder.grading.kernel import Kernel
 from autograder.sandbox import bubblewrap
 from autograder.sandbox.warm import BARE, Limits, Sandbox
 from loralab import paths

@@ -13,9 +13,9 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from autograder import submission
-from autograder.repair import repair
-from autograder.submission import (
+from autograder.grading import submission
+from autograder.grading.repair import repair
+from autograder.grading.submission import (
     SubmissionError,
     notes_of,
     quarantine,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from autograder.checks import StudentError
-from autograder.kernel import Kernel
+from autograder.grading.kernel import Kernel
 from autograder.sandbox.warm import Limits, Sandbox
 from loralab.tasks.sql import Shop
 

@@ -45,7 +45,7 @@ def grade(
     ] = Sandboxes.bubblewrap,
 ) -> None:
     """Grade submitted/STUDENT/CHAPTER. Can be stopped (Ctrl+C) and started again at any point."""
-    from autograder import class_grading, gradebook, tasks
+    from autograder.classes import class_grading, gradebook, tasks
 
     root = root.resolve()
     if sandbox == Sandboxes.none:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from autograder.release import BUILD
+from autograder.authoring.release import BUILD
 from tests.attacks import hostile
 from tests.bench import attacks, report
 from tests.bench import speed as clock

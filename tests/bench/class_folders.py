@@ -15,9 +15,9 @@ from nbgrader.converters import GenerateAssignment
 from nbgrader.coursedir import CourseDirectory
 from traitlets.config import PyFileConfigLoader
 
-from autograder import class_folder, cluster
+from autograder.classes import class_folder, cluster
 from autograder.nbgrader_config import generate_preprocessors
-from autograder.release import quiet_log, to_text
+from autograder.authoring.release import quiet_log, to_text
 from loralab import paths
 from tests.bench.handed_in import Chapter, Work
 
@@ -93,7 +93,7 @@ class Ours(_Folder):
 
     def __init__(self, root: Path, chapters: list[Chapter]):
         super().__init__(root)
-        from autograder.release import chapters as sources
+        from autograder.authoring.release import chapters as sources
 
         with quiet_sql():
             class_folder.init(root, sources=sources([one.number for one in chapters]))

@@ -10,8 +10,8 @@ import nbformat
 from nbformat import NotebookNode
 
 from autograder.checks import checks_of
-from autograder.markers import source_notebook
-from autograder.release import SOLUTIONS, chapters, release_notebook, to_text
+from autograder.authoring.markers import source_notebook
+from autograder.authoring.release import SOLUTIONS, chapters, release_notebook, to_text
 
 MEASURED = ("01", "05")
 

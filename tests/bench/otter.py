@@ -10,7 +10,7 @@ import sysconfig
 import zipfile
 from pathlib import Path
 
-from autograder.release import BUILD
+from autograder.authoring.release import BUILD
 from loralab import paths
 from tests.bench.handed_in import Chapter
 

@@ -10,8 +10,8 @@ from collections.abc import Collection, Mapping
 
 from nbformat import NotebookNode
 
-from autograder.names import Names, names
-from autograder.repair import Repaired, asked
+from autograder.grading.names import Names, names
+from autograder.grading.repair import Repaired, asked
 from loralab.execution import DEFAULT_SECONDS, seconds_for
 
 

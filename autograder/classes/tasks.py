@@ -15,9 +15,9 @@ from typing import Any
 
 import nbformat
 
-from autograder import classroom, keys
+from autograder.classes import classroom, keys
 from autograder.checks import Personal
-from autograder.result import Item, Result
+from autograder.grading.result import Item, Result
 from loralab.errors import CourseError
 
 # What one submission may take on its way to another machine.
@@ -183,9 +183,9 @@ def grade_one(task: Task) -> Result:
 
     Raises RuntimeError on a machine where another version grades, and what the engine raises.
     """
-    from autograder import engine
+    from autograder.grading import engine
     from autograder.sandbox.unguarded import Unguarded
-    from autograder.submission import SubmissionError, read_submission
+    from autograder.grading.submission import SubmissionError, read_submission
 
     if task.grader != keys.grader():
         raise RuntimeError("this worker has another version of the grader, or of its libraries")

@@ -23,10 +23,10 @@ from nbformat import NotebookNode
 
 from autograder.checks import Data, Part, Personal, StudentError, TrustedCheck, checks_of
 from autograder.checks.once import FOR_GOOD
-from autograder.kernel import CELL_SECONDS, Kernel
-from autograder.plan import cells_to_run
-from autograder.repair import Repaired, repair
-from autograder.result import Item, Result
+from autograder.grading.kernel import CELL_SECONDS, Kernel
+from autograder.grading.plan import cells_to_run
+from autograder.grading.repair import Repaired, repair
+from autograder.grading.result import Item, Result
 from autograder.sandbox.warm import Limits, Sandbox, shared
 from loralab.checks import WrongAnswer
 
@@ -117,8 +117,8 @@ class _Clock:
 
 
 def _source(chapter: str) -> NotebookNode:
-    from autograder.markers import source_notebook
-    from autograder.release import chapters
+    from autograder.authoring.markers import source_notebook
+    from autograder.authoring.release import chapters
 
     return source_notebook(chapters([chapter])[0])
 

@@ -21,7 +21,7 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_raw_cell
 
-from autograder.repair import MAX_CELLS, pictures_of
+from autograder.grading.repair import MAX_CELLS, pictures_of
 
 MAX_NOTEBOOK = 20 * 2**20  # bytes; outputs with many figures take a few million
 MAX_VALUES = 3_000_000  # brackets and commas: a text of these alone takes fifty times its size

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autograder import batch, classroom, tasks
-from autograder.gradebook import Refused, Writer
-from autograder.result import Result
+from autograder.classes import batch, classroom, tasks
+from autograder.classes.gradebook import Refused, Writer
+from autograder.grading.result import Result
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def find(
 
     Raises CourseError.
     """
-    from autograder.submission import quarantine
+    from autograder.grading.submission import quarantine
 
     chapters = tasks.chapters(root, names)
     found, ignored = tasks.submissions(root, chapters, student)

@@ -22,10 +22,10 @@ from nbgrader.coursedir import CourseDirectory
 from nbgrader.preprocessors import NbGraderPreprocessor
 from nbgrader.utils import compute_checksum
 
-from autograder import batch, classroom
-from autograder.repair import repair
-from autograder.result import Item, Result
-from autograder.submission import quarantine, timestamp
+from autograder.classes import batch, classroom
+from autograder.grading.repair import repair
+from autograder.grading.result import Item, Result
+from autograder.grading.submission import quarantine, timestamp
 
 if TYPE_CHECKING:
     from nbgrader.converters import Autograde
@@ -71,7 +71,7 @@ def _to_convert(converter: Autograde, folder: str, found: list[str]) -> list[str
 
 
 class Repair(NbGraderPreprocessor):
-    """The submitted notebook in its source's form: see `autograder.repair`."""
+    """The submitted notebook in its source's form: see `autograder.grading.repair`."""
 
     def preprocess(self, nb: NotebookNode, resources: dict[str, Any]):
         where = resources["nbgrader"]

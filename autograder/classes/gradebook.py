@@ -19,9 +19,9 @@ from nbgrader.converters import Autograde, GenerateAssignment
 from nbgrader.coursedir import CourseDirectory
 from traitlets.config import Config, PyFileConfigLoader
 
-from autograder.classroom import private, settings
-from autograder.release import quiet_log
-from autograder.result import Result
+from autograder.classes.classroom import private, settings
+from autograder.authoring.release import quiet_log
+from autograder.grading.result import Result
 from loralab.errors import CourseError
 
 

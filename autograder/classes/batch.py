@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autograder import classroom, cluster
-from autograder.result import Result
-from autograder.submission import notes_of
-from autograder.tasks import Submitted, Task, grade_one, packed, task_of
+from autograder.classes import classroom, cluster
+from autograder.grading.result import Result
+from autograder.grading.submission import notes_of
+from autograder.classes.tasks import Submitted, Task, grade_one, packed, task_of
 from loralab.errors import CourseError
 
 
