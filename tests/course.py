@@ -24,22 +24,35 @@ class Grade(NamedTuple):
 
 
 class Course:
-    """A class of its own, made by `autograder init`; by default with every chapter."""
+    """A class of its own, made by `autograder init`, with the chapters of these sources."""
 
-    def __init__(self, root: Path, sources: Iterable[Path] | None = None):
-        self.root = class_folder.init(root, sources=sources)
+    def __init__(self, root: Path, sources: Iterable[Path] = ()):
+        self.root = class_folder.init(root, sources=list(sources))
         self.api = NbGraderAPI(config=gradebook.load_config(self.root))
 
+    def release(self, path: Path) -> None:
+        """Add the chapter of that source, NN_name.py, if it is not there."""
+        class_folder.init(self.root, sources=[path])
+
     def hand_in(
-        self, chapter: str, student: str, notebook: NotebookNode, adapter: Path | None = None
+        self, chapter: str, student: str, notebook: NotebookNode, files: Iterable[Path] = ()
     ) -> Path:
-        """Put a notebook where submissions are; the folder."""
+        """Put a notebook where submissions are, with `files` in a folder `adapter`; the folder."""
         folder = self.root / "submitted" / student / chapter
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{chapter}.ipynb").write_text(to_text(notebook), "utf-8")
-        if adapter is not None:
-            shutil.copytree(adapter, folder / "adapter", dirs_exist_ok=True)
+        for file in files:
+            (folder / "adapter").mkdir(exist_ok=True)
+            shutil.copy(file, folder / "adapter")
         return folder
+
+    def grade(
+        self, path: Path, student: str, notebook: NotebookNode, files: Iterable[Path] = ()
+    ) -> dict[str, Grade]:
+        """nbgrader's autograde of `notebook` as work on the chapter of the source `path`."""
+        self.release(path)
+        self.hand_in(path.stem, student, notebook, files)
+        return self.autograde(path.stem, student)
 
     def autograde(self, chapter: str, student: str) -> dict[str, Grade]:
         """nbgrader's autograde of a submission: cell → what the gradebook says then."""

@@ -72,7 +72,7 @@ def empty_course(tmp_path_factory, source):
 
 
 def made(root, assignments) -> Course:
-    course = Course(root, sources=())
+    course = Course(root)
     for assignment, notebooks in assignments.items():
         folder = root / "source" / assignment
         folder.mkdir(parents=True)
