@@ -37,4 +37,6 @@ def configure(c) -> None:
     c.Autograde.autograde_preprocessors = [
         nbgrader_steps.TrustedGrade, SaveAutoGrades, AssignLatePenalties, CheckCellMetadata,
     ]
+    c.HTMLExporter.filters = {
+        "strip_files_prefix": "autograder.safe_html.strip_files_prefix_safely"}
     nbgrader_steps.read_timestamps_safely()

@@ -20,7 +20,7 @@ from nbgrader.coursedir import CourseDirectory
 from nbgrader.preprocessors import NbGraderPreprocessor
 
 from autograder import batch, classroom
-from autograder.repair import repair
+from autograder.repair import NOTES_ID, repair
 from autograder.result import Item, Result
 from autograder.submission import quarantine, read_plain
 
@@ -73,7 +73,7 @@ def show(notebook: NotebookNode, result: Result) -> None:
     if result.notes:
         lines = "\n".join(f"- {_escaped(note)}" for note in result.notes)
         notebook.cells.insert(0, new_markdown_cell(
-            f"**About what you handed in**\n\n{lines}", id="about-what-you-handed-in"))
+            f"**About what you handed in**\n\n{lines}", id=NOTES_ID))
 
 
 def _outputs(item: Item) -> list[NotebookNode]:
@@ -111,7 +111,7 @@ def read_timestamps_safely() -> None:
         try:
             return parse_utc(
                 read_plain(Path(dest_path, "timestamp.txt"), 200).decode("ascii").strip())
-        except (OSError, ValueError):
+        except (OSError, ValueError, OverflowError):
             return None
 
     get_existing_timestamp.safe = True

@@ -17,6 +17,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell
 
 SOLUTION = re.compile(r"^[ \t]*### BEGIN SOLUTION.*?^[ \t]*### END SOLUTION[^\n]*$\n?",
                       re.MULTILINE | re.DOTALL)
+# The cell that tells a student what was set right, once graded.
+NOTES_ID = "about-what-you-handed-in"
 # What is beyond these is no work on the exercises, and would be parsed for minutes.
 MAX_CELLS = 2_000
 MAX_CODE, MAX_CODE_IN_ALL = 100_000, 2_000_000  # characters of one cell, of all together
@@ -57,7 +59,7 @@ def repair(submitted: NotebookNode, source: NotebookNode) -> Repaired:
         elif cell.source.strip():
             own.setdefault(after, []).append(cell)
 
-    used = {cell.id for cell in source.cells}
+    used = {cell.id for cell in source.cells} | {NOTES_ID}
     add_own = _adder(cells, used)
     add_own(own.pop("", []))
     for released in source.cells:
