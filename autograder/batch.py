@@ -73,8 +73,12 @@ def result_of(
 
     For nbgrader's own commands, which so give the scores that `autograder grade` gives.
     """
+    from autograder.submission import quarantine
+
     folder = Path(root) / "submitted" / student / chapter
-    task = task_of(root, Submitted(student, chapter, folder))
+    # What was set right before is remembered: the student is told here as well.
+    notes = quarantine(folder, classroom.private(root) / "quarantine" / student / chapter, chapter)
+    task = task_of(root, Submitted(student, chapter, folder), notes)
     kept = stored_result(root, task.key)
     if kept is None:
         kept = grade(task)

@@ -172,7 +172,9 @@ def quarantine(folder: Path, aside: Path, name: str) -> list[str]:
     if len(moved) > MAX_NOTES:
         moved = [*moved[:MAX_NOTES], f"And so were {len(moved) - MAX_NOTES} more."]
     try:
-        if os.path.lexists(path) or moved:
+        if moved and not os.path.lexists(path):
+            raise SubmissionError("So there is no notebook that can be graded.")
+        if os.path.lexists(path):
             notebook = read_notebook(path)
             if not _is_valid(path):
                 _move(path, aside, path.name, numbers)
