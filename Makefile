@@ -2,7 +2,7 @@
 # GNU make 3.81 (macOS) is enough.
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test notebooks environment lock
+.PHONY: help lab test notebooks grade bench environment lock
 
 # The first Python that is new enough; `make lab PYTHON=…` chooses another.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -16,6 +16,8 @@ help:
 	@echo "make lab          open the course in JupyterLab (the first time: install it)"
 	@echo "make test         run the whole test suite"
 	@echo "make notebooks    build notebooks/ from solutions/"
+	@echo "make grade        grade a class folder: make grade ARGS=\"--class DIR 01\""
+	@echo "make bench        compare the grader with stock nbgrader and otter-grader"
 	@echo "make lock         resolve the locks anew from pyproject.toml"
 	@echo
 	@echo "ARGS=... is passed on:     make lab ARGS=--no-browser"
@@ -33,6 +35,12 @@ test:
 
 notebooks: environment
 	@.venv/bin/autograder release $(ARGS)
+
+grade: environment
+	@.venv/bin/autograder grade $(ARGS)
+
+bench: environment
+	@.venv/bin/python -m tests.bench $(ARGS)
 
 lock: environment
 	@.venv/bin/python .ci/lock.py

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autograder.engine import grade
+    from autograder.grading.engine import grade
 
 __all__ = ["grade"]
 
@@ -13,7 +13,7 @@ __all__ = ["grade"]
 def __getattr__(name: str) -> Any:
     # The engine brings torch along; `autograder --help` needs none of it.
     if name == "grade":
-        from autograder.engine import grade
+        from autograder.grading.engine import grade
 
         return grade
     raise AttributeError(name)

@@ -9,14 +9,15 @@ from nbgrader.converters import GenerateAssignment
 from nbgrader.preprocessors import (
     AssignLatePenalties,
     CheckCellMetadata,
+    ClearHiddenTests,
     ClearSolutions,
     OverwriteCells,
     OverwriteKernelspec,
     SaveAutoGrades,
 )
 
-from autograder import nbgrader_steps
-from autograder.stubs import ClearSolutionsNamingExercises
+from autograder.classes import nbgrader_steps
+from autograder.authoring.stubs import ClearSolutionsNamingExercises
 from loralab import execution
 
 
@@ -30,13 +31,15 @@ def configure(c) -> None:
     """Set this course's options on nbgrader's configuration `c`."""
     c.GenerateAssignment.preprocessors = generate_preprocessors()
     execution.configure(c)
-    c.Autograde.pre_convert_hook = nbgrader_steps.put_in_order
+    c.Autograde.exporter_class = nbgrader_steps.SubmissionExporter
     c.Autograde.sanitize_preprocessors = [
         nbgrader_steps.Repair, OverwriteKernelspec, OverwriteCells, CheckCellMetadata,
     ]
     c.Autograde.autograde_preprocessors = [
-        nbgrader_steps.TrustedGrade, SaveAutoGrades, AssignLatePenalties, CheckCellMetadata,
+        # Stock nbgrader leaves hidden tests in what becomes the feedback (#917).
+        nbgrader_steps.TrustedGrade, ClearHiddenTests, SaveAutoGrades, AssignLatePenalties,
+        CheckCellMetadata,
     ]
     c.HTMLExporter.filters = {
-        "strip_files_prefix": "autograder.safe_html.strip_files_prefix_safely"}
+        "strip_files_prefix": "autograder.classes.safe_html.strip_files_prefix_safely"}
     nbgrader_steps.read_timestamps_safely()

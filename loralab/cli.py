@@ -76,7 +76,7 @@ def submit(chapter: Chapter) -> None:
     archive = workspace.pack(found)
     console.print(f"[bold]{found.chapter}[/], saved {_ago(found.notebook.stat().st_mtime)}")
     for grade_id, state in found.exercises.items():
-        _line(state == workspace.WRITTEN, grade_id, state)
+        _line(state in workspace.DONE, grade_id, state)
     for name in found.missing_files:
         _line(False, name, "missing: the chapter's last cells save it")
     for wrong, remedy in found.notes:
@@ -87,8 +87,9 @@ def submit(chapter: Chapter) -> None:
     if found.complete:
         console.print("\nEverything is there. Hand this file in.")
     else:
-        console.print("\nIt can be handed in as it is; what is open earns no points. "
+        console.print("\nIt can be handed in as it is, but what is open may cost points. "
                       "Submit again when you have done more.")
+    console.print("Grading checks the answers again, on other inputs.")
 
 
 @app.command()

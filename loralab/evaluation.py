@@ -41,11 +41,9 @@ def exact_match(
         for start in range(0, len(examples), batch_size):
             rows, starts = [], []
             for example in examples[start : start + batch_size]:
-                prompt = tokenizer(example["prompt"]).input_ids
-                # Tokenised together, as the trainer does; then the prompt is the common part.
-                whole = tokenizer(example["prompt"] + example["completion"]).input_ids
-                rows.append([*whole, tokenizer.eos_token_id])
-                starts.append(len(prompt))
+                row, begin = encode(tokenizer, example)
+                rows.append(row)
+                starts.append(begin)
             width = max(map(len, rows))
             ids = torch.full((len(rows), width), tokenizer.pad_token_id)
             mask = torch.zeros_like(ids)
@@ -58,6 +56,16 @@ def exact_match(
                 said = best[index, begin - 1 : len(row) - 1].tolist()
                 hits.append(said == row[begin:])
     return hits
+
+
+def encode(
+    tokenizer: "PreTrainedTokenizerBase", example: dict[str, str]
+) -> tuple[list[int], int]:
+    """The tokens of prompt, completion and end of sequence, and where the completion begins."""
+    prompt = tokenizer(example["prompt"]).input_ids
+    # Tokenised together, as the trainer does; then the prompt is the common part.
+    whole = tokenizer(example["prompt"] + example["completion"]).input_ids
+    return [*whole, tokenizer.eos_token_id], len(prompt)
 
 
 def complete(

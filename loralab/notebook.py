@@ -61,8 +61,13 @@ def explain(error: BaseException, chapter: str, names: Iterable[str] = ()) -> li
     if isinstance(error, NameError) and not isinstance(error, UnboundLocalError):
         return _explain_name(error, chapter, names)
     if isinstance(error, NotImplementedError) and str(error).startswith("Exercise "):
-        return [f"Not written yet. {error}", "→ Replace its `raise` line by your own, run that "
-                "cell, then run this one again."]
+        frames = traceback.extract_tb(error.__traceback__)
+        if frames and frames[-1].name == "<module>":
+            remedy = "→ Replace this cell's `raise` line by your own, and run the cell again."
+        else:
+            remedy = ("→ Replace its `raise` line by your own, run that cell, then run this one "
+                      "again.")
+        return [f"Not written yet. {error}", remedy]
     if _out_of_memory(error):
         where = "The GPU" if "cuda" in str(error).lower() else "This computer"
         return [

@@ -1,7 +1,7 @@
 """Self-check questions, shown where a chapter asks for them. They earn no points.
 
 The questions of chapter NN are in `loralab/quizzes/chNN.json`: a name for each, and jupyterquiz's
-own question format, with feedback for every option. They live in the package so that a notebook's
+own question format, in plain text and HTML, with feedback for every option. They live in the package so that a notebook's
 file never holds an answer; jupyterquiz embeds them, script and all, in the cell's output, so that
 they work without a network.
 """
@@ -9,6 +9,7 @@ they work without a network.
 from __future__ import annotations
 
 import json
+import re
 
 import jupyterquiz
 from IPython.display import display
@@ -68,7 +69,8 @@ def show(chapter: str, *names: str) -> None:
 
 def as_text(asked: list[dict]) -> str:
     """The questions and their options, for readers that run no JavaScript."""
-    return "\n\n".join(
+    text = "\n\n".join(
         "\n".join([question["question"], *(f"  ( ) {a['answer']}" for a in question["answers"])])
         for question in asked
     )
+    return re.sub(r"</?\w+>", "", text)

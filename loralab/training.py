@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from trl import SFTTrainer
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+SHOWN_LOSSES = 8  # under a notebook's progress bar
 VERSIONED = ("torch", "transformers", "peft", "trl", "bitsandbytes")
 
 
@@ -158,7 +159,9 @@ def _machine() -> str:
 
     threads = torch.get_num_threads()
     line = hardware.describe().removeprefix("Hardware: ")
-    return line if hardware.detect().device == "cuda" else f"{line}, {threads} threads"
+    if hardware.detect().device == "cuda":
+        return line
+    return f"{line}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def _read_run(store: Path) -> Run | None:
@@ -276,6 +279,7 @@ def fit(trainer: "SFTTrainer") -> tuple[list[tuple[int, float]], float]:
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+    _keep_bar_in_sight(trainer)
     began = time.perf_counter()
     with quiet():
         trainer.train()
@@ -290,6 +294,22 @@ def fit(trainer: "SFTTrainer") -> tuple[list[tuple[int, float]], float]:
 
         _store(store, fill)
     return history, seconds
+
+
+def _keep_bar_in_sight(trainer: "SFTTrainer") -> None:
+    """In a notebook, show a few of the losses under the progress bar, and keep all in the history.
+
+    The table grows with every loss, and a long one pushes the bar above it off the screen.
+    """
+    from transformers.utils.notebook import NotebookProgressCallback
+
+    class Few(NotebookProgressCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if state.global_step % max(1, state.max_steps // SHOWN_LOSSES) < args.logging_steps:
+                super().on_log(args, state, control, logs, **kwargs)
+
+    if trainer.pop_callback(NotebookProgressCallback):
+        trainer.add_callback(Few)
 
 
 def _load_fit(

@@ -163,8 +163,8 @@ def _fresh(name: str) -> Iterator[Path]:
 class Submission:
     """What is handed in for a chapter, and what is open about it.
 
-    `files`: name in the archive → content's path. `exercises`: grade_id → "written" or what is
-    missing. `notes`: (what is wrong, what to do), none of which stops the grading.
+    `files`: name in the archive → content's path. `exercises`: grade_id → one of the states below.
+    `notes`: (what is wrong, what to do), none of which stops the grading.
     """
 
     chapter: str
@@ -177,11 +177,15 @@ class Submission:
 
     @property
     def complete(self) -> bool:
-        written = all(state == WRITTEN for state in self.exercises.values())
-        return written and not self.missing_files and not self.notes
+        done = all(state in DONE for state in self.exercises.values())
+        return done and not self.missing_files and not self.notes
 
 
-WRITTEN = "written"
+WRITTEN = "written"  # a person reads it: there is no check
+PASSED = "its check passed"
+FAILED = "written, but its check failed when it last ran"
+NOT_RUN = "written, but its check has not been run since"
+DONE = (WRITTEN, PASSED)
 NOT_WRITTEN = "not written yet"
 NOT_ANSWERED = "not answered yet"
 DELETED = "its cell was deleted"
@@ -217,6 +221,8 @@ def look_over(chapter: str) -> Submission:
     found = Submission(name, path, content, {f"{name}/{path.name}": path})
     for grade_id, cell in theirs:
         _look_at(grade_id, cell, own.get(grade_id), found)
+        if found.exercises.get(grade_id) == WRITTEN and (check := own.get(f"{grade_id}-check")):
+            found.exercises[grade_id] = _checked(own[grade_id], check)
     _check_kernel(metadata, found)
     _add_artifacts(name, found)
     return found
@@ -311,6 +317,16 @@ def _look_at(grade_id: str, handed_out: dict, mine: dict | None, found: Submissi
         stub = text == _source(handed_out) or "raise NotImplementedError(\"Exercise" in text
         open_state = NOT_ANSWERED if by_hand else NOT_WRITTEN
         found.exercises[grade_id] = open_state if stub or not text else WRITTEN
+
+
+def _checked(answer: dict, check: dict) -> str:
+    """What the saved notebook tells of an answer's check: PASSED, FAILED or NOT_RUN."""
+    kinds = [out.get("output_type") for out in check.get("outputs") or () if isinstance(out, dict)]
+    ran, checked = answer.get("execution_count"), check.get("execution_count")
+    again = isinstance(ran, int) and isinstance(checked, int) and ran > checked
+    if not kinds or again:
+        return NOT_RUN
+    return FAILED if "error" in kinds else PASSED
 
 
 def _check_kernel(metadata: dict, found: Submission) -> None:

@@ -31,7 +31,10 @@
 try:
     from loralab import notebook
 except ModuleNotFoundError:
-    raise ImportError("This kernel is not the course's. Start JupyterLab with `make lab` and choose the kernel 'Python 3 (ipykernel)'.") from None
+    raise ImportError(
+        "This kernel is not the course's. Start JupyterLab with `make lab` "
+        "and choose the kernel 'Python 3 (ipykernel)'."
+    ) from None
 notebook.start("00")
 
 # %% [markdown]
@@ -120,7 +123,7 @@ check.low_rank_parameters(low_rank_parameters)
 # *And if the check is happy, do I have the points?* Usually. Grading runs your function on other shapes as well, so an answer that knows only these will not do.
 
 # %% [markdown]
-# > **In short.** `OK` means that the check found nothing wrong. Otherwise it says what it saw, and the help below has an entry of that name. Try as often as you like.
+# > **In short.** `OK` means that the check found nothing wrong. Otherwise it says what it saw; a typical mistake has a name, and the help below an entry of that name. Try as often as you like.
 
 # %% [markdown]
 # ## 4. The measurement
@@ -156,7 +159,7 @@ plt.show()
 # %% [markdown]
 # *Alt text: a line of dots rises steadily with the rank, from far below a dashed level line for the full matrix; it crosses that line at half of the matrix's size, and ends above it.*
 #
-# No: from rank `SIZE` / 2 on, the pair holds as many numbers as the matrix that it stands for. The ranks that people use are at the far left, and whether so few are *enough* is what the course is about.
+# No: from rank `SIZE` / 2 on, the pair holds at least as many numbers as the matrix that it stands for. The ranks that people use are at the far left, and whether so few are *enough* is what the course is about.
 
 # %% [markdown]
 # > **In short.** Twice the sides: four times the matrix, but twice the pair. You predicted the share, your function computed it, and torch counted the same.
@@ -183,7 +186,9 @@ quiz.show("00")
 # loralab submit 00
 # ```
 #
-# It looks the chapter over, packs it into one file, and says where that file is.
+# It looks the chapter over, says of each exercise whether its check passed when it last ran, packs everything into one file, and says where that file is.
+#
+# *What does the button* Validate *do?* It runs the saved notebook from top to bottom in a fresh kernel and shows which checks fail. It hands nothing in.
 #
 # *I have broken the notebook.* `loralab reset 00` gives you a fresh one, and keeps the old one beside it.
 

@@ -30,10 +30,14 @@
 try:
     from loralab import notebook
 except ModuleNotFoundError:
-    raise ImportError("This kernel is not the course's. Start JupyterLab with `make lab` and choose the kernel 'Python 3 (ipykernel)'.") from None
+    raise ImportError(
+        "This kernel is not the course's. Start JupyterLab with `make lab` "
+        "and choose the kernel 'Python 3 (ipykernel)'."
+    ) from None
 notebook.start("01")
 
 import math
+import textwrap
 
 import bitsandbytes as bnb  # the library of the 4-bit layers
 import ipywidgets as widgets
@@ -100,7 +104,7 @@ check.weight_bytes(weight_bytes, in_gb, in_gib)
 # %% [markdown] help="weight_bytes"
 
 # %% [markdown]
-# > **In short.** Parameters × bytes of the dtype: 4 for fp32, 2 for bf16 and fp16. A number of GB is 7 % larger than the same number of GiB.
+# > **In short.** Parameters × bytes of the dtype: 4 for fp32, 2 for bf16 and fp16. The same memory is a 7 % larger number in GB than in GiB.
 
 # %% [markdown]
 # ## 2. Full fine-tuning
@@ -317,11 +321,11 @@ plots.memory_by_tokens(MODEL, [256, 512, 1024, 2048, 4096, 8192])
 plt.show()
 
 # %% [markdown]
-# *Alt text: line chart of memory in GB against tokens in a batch, for full fine-tuning, LoRA and QLoRA. Without checkpointing all three rise steeply beyond 2,048 tokens, LoRA and QLoRA the most; with checkpointing they stay nearly flat.*
+# *Alt text: line chart of memory in GB against tokens in a batch, for full fine-tuning, LoRA and QLoRA. Without checkpointing all three rise steeply beyond 2,048 tokens, LoRA and QLoRA the most; with checkpointing they rise slowly.*
 #
 # The formula counts blocks. The rest that was measured belongs to the last norm, the head's input and the position tables. LoRA and QLoRA have the same activations: quantised weights do not make them smaller, and fp32 adapters on a bf16 model even make them larger than in full fine-tuning, because each adapter keeps an fp32 copy of its input.
 #
-# There is one more large item: the **logits**, a score for every word of the vocabulary at every token. transformers' loss holds about 14 bytes for each in bf16. TRL's trainer never builds them.
+# There is one more large item: the **logits**, a score for every word of the vocabulary at every token. transformers' loss holds about 14 bytes for each in bf16. TRL's trainer never holds all of them at once.
 #
 # > **In short.** Static bytes come from the model; activations from tokens × layers × width. Checkpointing makes them small, for one more forward pass.
 
@@ -368,27 +372,31 @@ check.table_settings(table_settings)
 
 # %%
 rows = memory.published()
-bars = {plots.METHOD_NAMES[m]: memory.estimate(MODEL, m, batch=BATCH, seq=SEQ) for m in memory.METHODS}
+bars = {plots.METHOD_NAMES[m]: memory.estimate(MODEL, m, batch=BATCH, seq=SEQ)
+        for m in memory.METHODS}
 title = f"{MODEL}: bf16, AdamW, rank 8, {BATCH} × {SEQ} tokens, checkpointing"
 plots.memory_bars(bars, rows, lesson=check.LESSON, title=title)
 plt.show()
 
 # %% [markdown]
-# *Alt text: stacked bars of memory by component; with one sequence of 512 tokens full fine-tuning takes 54 GB, LoRA 14, QLoRA 5, beside lines at the table's 56, 16 and 6. Ten published measurements lie at 20 to over 80 GB for full fine-tuning, 16 to 21 for LoRA, 6 to 14 for QLoRA; a dash below each marker shows the formula at that run's settings.*
+# *Alt text: stacked bars of memory by component; with one sequence of 512 tokens full fine-tuning takes 54 GB, LoRA 14, QLoRA 5, beside lines at the table's 56, 16 and 6. Ten published measurements lie at 20 to over 80 GB for full fine-tuning, 16 to 21 for LoRA, 6 to 14 for QLoRA; a dash below each marker of LoRA and QLoRA shows the formula at that run's settings.*
 #
 # The bars hold for one setting, each marker for its own. Here are those settings:
 
 # %%
 for row in rows:
     formula = f"{row['predicted'].total / 1e9:.1f} GB" if row["predicted"] else "too little stated"
-    print(f"{row['id']}  {row['model']}, {row['method']}: {row['reported']} ({row['memory']}), "
-          f"formula: {formula}\n    {row['said']}\n    {row['source']}")
+    lines = [f"{row['id']}  {row['label']} · {row['model']}, {row['method']}",
+             f"{row['reported']} (memory: {row['memory']}) · formula: {formula}",
+             row["said"], row["source"]]
+    for indent, line in zip(["", *["    "] * 3], lines):
+        print(textwrap.fill(line, 95, initial_indent=indent, subsequent_indent="      "))
 worst = max(abs(run["predicted"].total / 2**30 / run["allocated_gib"] - 1)
             for run in memory.fully_stated_runs())
 print(f"\nSix runs on an RTX 4080 with every setting stated (allocated): within {worst:.1%}")
 
 # %% [markdown]
-# Where every setting is known and *allocated* memory was measured, the formula is within 1 % (last line; from the repository can-i-finetune-this). What explains the other differences? *Reserved* memory (L1) is more than *allocated*. LitGPT (L2, L3) is another implementation. LLaMA-Factory's whole numbers (Q3, Q4) fit the dashed boxes: what the card shows. torchtune's QLoRA (Q2) reached 9.13 GB while *loading*, before any training. Q1 is 3.5 GB above the formula, and its source does not say why. F1 and F2 are less than weights, gradients and states in bf16 can be, so their optimizer can't be plain AdamW.
+# In six runs with transformers and PEFT, every setting known and *allocated* memory measured, the formula is within 1 % (last line; from the repository can-i-finetune-this). What explains the differences above? *Reserved* memory (L1) is more than *allocated*. LitGPT (L2, L3) is another implementation. LLaMA-Factory's whole numbers (Q3, Q4) agree once allocator and CUDA context (the dashed boxes) are added. torchtune's QLoRA (Q2) reached 9.13 GB while *loading*, before any training. Q1 is 3.5 GB above the formula, and its source does not say why. F1 and F2 are less than weights, gradients and states in bf16 can be, so their optimizer can't be plain AdamW.
 #
 # Now move the sliders. The upper figure stays for comparison. What does rank 64 cost? Checkpointing? Which of the three methods gains most from it?
 
@@ -440,7 +448,8 @@ check.cheapest_fit(cheapest_fit)
 # %% [markdown] help="cheapest_fit"
 
 # %%
-models = ["smollm2-135m", "llama-3.2-1b", "llama-3.2-3b", "llama-2-7b", "llama-3.1-8b", "llama-2-13b"]
+models = ["smollm2-135m", "llama-3.2-1b", "llama-3.2-3b",
+          "llama-2-7b", "llama-3.1-8b", "llama-2-13b"]
 plots.fit_grid(cheapest_fit, models, check.GPU_SIZES, batch=4, seq=1024)
 plt.show()
 
@@ -451,7 +460,7 @@ plt.show()
 #
 # > **In short.** Compare 1.1 × total + 1 GiB with the card, in GiB, activations included. "The weights fit" answers another question.
 #
-# ## Self-check
+# ## 8. Self-check questions
 #
 # Five questions. Every option explains itself when you choose it.
 
@@ -459,7 +468,10 @@ plt.show()
 quiz.show("01")
 
 # %% [markdown]
-# ## In this chapter you have
+# > **In short.** The wrong answers are slips that are easily made. Read what is wrong with each.
+#
+# ---
+# In this chapter you have:
 #
 # - **seen** that the "3×" of full fine-tuning is 4×, that mixed precision does not halve it, what LoRA removes, what NF4 stores beside its codes, and that 56, 16 and 6 GB each hold under settings of their own;
 # - **used** `meta` models, one counted training step, PEFT, bitsandbytes on a CPU, and `memory.estimate`.

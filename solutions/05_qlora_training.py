@@ -23,13 +23,16 @@
 # - predict parameters and memory before a run, and account for the difference;
 # - read a comparison of runs, with its controls and its noise.
 #
-# **About 75 minutes · 25 points · any computer.** Your run takes 4 to 9 minutes on two CPU cores; a GPU is used if there is one. The model, SmolLM2-135M-Instruct, has 135 million parameters and is already here.
+# **About 75 minutes · 25 points · any computer.** Your run takes 4 to 10 minutes on two CPU cores; a GPU is used if there is one. The model, SmolLM2-135M-Instruct, has 135 million parameters and is already here.
 
 # %%
 try:
     from loralab import notebook
 except ModuleNotFoundError:
-    raise ImportError("This kernel is not the course's. Start JupyterLab with `make lab` and choose the kernel 'Python 3 (ipykernel)'.") from None
+    raise ImportError(
+        "This kernel is not the course's. Start JupyterLab with `make lab` "
+        "and choose the kernel 'Python 3 (ipykernel)'."
+    ) from None
 notebook.start("05")
 
 import matplotlib.pyplot as plt
@@ -137,7 +140,7 @@ for part in ("weights_4bit", "constants", "weights"):
 # %% [markdown]
 # The three lines add up to more than the footprint: transformers does not see the constants. And most of this model's bytes are *not* in 4 bits: its embedding is a fifth of all parameters, in the compute dtype. In Llama-2-7B, embedding and head are a twenty-sixth together.
 #
-# *Is the 16-bit model the original?* Not quite: the embedded one was published in 4 bits (Q4_1) and has been rounded once before.
+# *Are these the weights that its authors published?* Not quite: the embedded model was stored in another 4-bit format (Q4_1), so its weights have been rounded once before.
 #
 # What does the base know of the language? Give it a fair chance: a prompt with eight solved examples.
 
@@ -276,7 +279,8 @@ print("\n(← : the loss is taken here)")
 # A no-op check: B starts at zero, so the model with adapters must still be the base, to the last bit.
 
 # %%
-inputs = {name: batch[name][:1].to(trainer.model.device) for name in ("input_ids", "attention_mask")}
+inputs = {name: batch[name][:1].to(trainer.model.device)
+          for name in ("input_ids", "attention_mask")}
 with torch.no_grad():
     trainer.model.eval()
     with_adapters = trainer.model(**inputs).logits
@@ -331,10 +335,12 @@ seq = batch["input_ids"].shape[1]
 estimate = memory.estimate(model.config, "qlora", dtype=here.compute_dtype, adapter_dtype="bf16",
                            batch=BATCH, seq=seq, checkpointing=False, loss="chunked")
 held = measure.held_after_step(trainer)
-predictions.compare("trained parameters", predicted()["trainable"], measure.trainable(trainer.model))
-predictions.compare("held after a step", predicted()["held_bytes"] / 1e6, sum(held.values()) / 1e6, "MB")
+mine = predicted()
+predictions.compare("trained parameters", mine["trainable"], measure.trainable(trainer.model))
+predictions.compare("held after a step", mine["held_bytes"] / 1e6, sum(held.values()) / 1e6, "MB")
 for part, size in held.items():
-    print(f"  {memory.LABELS[part]:26} formula {getattr(estimate, part) / 1e6:7.2f}, counted {size / 1e6:7.2f} MB")
+    print(f"  {memory.LABELS[part]:26} formula {getattr(estimate, part) / 1e6:7.2f}, "
+          f"counted {size / 1e6:7.2f} MB")
 
 # %% timeout=600
 peak = measure.training_step_peak(trainer)
@@ -343,7 +349,8 @@ base_held = sum(held[part] for part in ("weights", "weights_4bit", "constants", 
 rest = peak.bytes - base_held - estimate.activations
 print(f"peak of a step: formula {estimate.total / 1e6:.0f}, measured {peak.bytes / 1e6:.0f} MB")
 print(f"  weights and adapters {base_held / 1e6:.0f}, activations by the formula "
-      f"{estimate.activations / 1e6:.0f}; left: {rest / 1e6:.0f} MB = {rest / tile:.1f} tiles of the loss")
+      f"{estimate.activations / 1e6:.0f}; left: {rest / 1e6:.0f} MB "
+      f"= {rest / tile:.1f} tiles of the loss")
 
 # %% [markdown]
 # What is *held* is predicted to the byte. The *peak* is not, and here is why. It comes when the loss is taken: gradients do not exist yet, all activations do. TRL never builds all logits; it works through tiles of tokens × 32,768 words. The formula counts one tile. On a CPU each operation on a tile makes a new array, and eight or nine of them are alive at once.
@@ -394,7 +401,7 @@ check.reading(reading())
 # %% [markdown]
 # The last row is another task, which will come back in the capstone: questions such as "How many customers live in Lima?" to SQL, scored by *running* the query in SQLite. A query that is spelled differently and gives the same rows is right.
 #
-# > **In short.** With as many parameters and this learning rate, adapters on attention alone learnt nothing. Rank 1 looks hopeless at rank 8's learning rate and respectable at a higher one: tune before you conclude. And one or two seeds settle no close race.
+# > **In short.** With as many parameters and this learning rate, adapters on q and v alone got no sentence right. Rank 1 looks hopeless at rank 8's learning rate and respectable at a higher one: tune before you conclude. And one or two seeds settle no close race.
 #
 # ## 8. Self-check questions
 

@@ -7,6 +7,7 @@ has them in PARAMETERS and ENVIRONMENT, by its number.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -16,9 +17,9 @@ import pytest
 from nbgrader.apps.api import NbGraderAPI
 from traitlets.config import PyFileConfigLoader
 
-from autograder.execute import with_parameters
-from autograder.markers import source_notebook
-from autograder.release import chapters, release_notebook, to_text
+from autograder.authoring.execute import with_parameters
+from autograder.authoring.markers import source_notebook
+from autograder.authoring.release import chapters, release_notebook, to_text
 
 
 def pytest_configure(config):
@@ -139,3 +140,17 @@ def _succeed(result: dict) -> None:
 @pytest.fixture(scope="session")
 def course(tmp_path_factory) -> Course:
     return Course(tmp_path_factory.mktemp("course"))
+
+
+@pytest.fixture
+def alarm():
+    """Fails a test that hangs, also inside a system call."""
+
+    def ring(*_):
+        raise TimeoutError("this test hung")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)

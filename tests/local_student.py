@@ -13,7 +13,7 @@ from typing import Any
 
 import autograder.inside
 from autograder.checks import Data, StudentError
-from autograder.kernel import MIME, _input
+from autograder.grading.kernel import MIME, _input
 
 sys.path.insert(0, str(Path(autograder.inside.__file__).parent))
 # Inside the sandbox these two are top-level modules.

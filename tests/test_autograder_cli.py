@@ -11,11 +11,12 @@ import nbformat
 import pytest
 from typer.testing import CliRunner
 
-import autograder
-from autograder import class_folder, classroom, doctor, gradebook
+import autograder.grading
+from autograder import doctor
+from autograder.classes import class_folder, classroom, gradebook
 from autograder.cli import app
-from autograder.release import chapters
-from autograder.result import Item, Result
+from autograder.authoring.release import chapters
+from autograder.grading.result import Item, Result
 from loralab.doctor import Item as Look
 
 NAME = "00_start_here"
@@ -37,7 +38,7 @@ def engine(monkeypatch):
     class SubmissionError(Exception):
         pass
 
-    def grade(notebook, chapter, seed, *, source=None, files=None, personal=None):
+    def grade(notebook, chapter, seed, *, source=None, files=None, personal=None, sandbox=None):
         if seen.interrupt:
             raise KeyboardInterrupt
         seen.graded.append(personal.student)
@@ -51,13 +52,13 @@ def engine(monkeypatch):
 
     def read_submission(folder, name):
         notebook = nbformat.read(Path(folder) / f"{name}.ipynb", as_version=4)
-        return SimpleNamespace(notebook=notebook, files={}, problems=())
+        return SimpleNamespace(notebook=notebook, files={})
 
     fakes = {
-        "autograder.submission": dict(
+        "autograder.grading.submission": dict(
             SubmissionError=SubmissionError, read_submission=read_submission,
-            quarantine=lambda folder, to: []),
-        "autograder.engine": dict(grade=grade),
+            quarantine=lambda folder, to, name: []),
+        "autograder.grading.engine": dict(grade=grade),
         "autograder.sandbox": {},
         "autograder.sandbox.bubblewrap": dict(
             require=require, NoSandbox=NoSandbox, executable=lambda: "/usr/bin/bwrap"),
@@ -66,8 +67,10 @@ def engine(monkeypatch):
         module = ModuleType(name)
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
-    for name in ("submission", "engine", "sandbox"):
-        monkeypatch.setattr(autograder, name, sys.modules[f"autograder.{name}"], raising=False)
+    for name in ("submission", "engine"):
+        monkeypatch.setattr(autograder.grading, name, sys.modules[f"autograder.grading.{name}"],
+                            raising=False)
+    monkeypatch.setattr(autograder, "sandbox", sys.modules["autograder.sandbox"], raising=False)
     sys.modules["autograder.sandbox"].bubblewrap = sys.modules["autograder.sandbox.bubblewrap"]
     return seen
 

@@ -16,18 +16,9 @@ import nbformat
 import psutil
 import pytest
 
-from autograder import (
-    batch,
-    class_folder,
-    class_grading,
-    classroom,
-    cluster,
-    gradebook,
-    keys,
-    tasks,
-)
-from autograder.release import chapters
-from autograder.result import Item, Result
+from autograder.classes import batch, class_folder, class_grading, classroom, cluster, gradebook, keys, tasks
+from autograder.authoring.release import chapters
+from autograder.grading.result import Item, Result
 from loralab import paths
 from loralab.errors import CourseError
 
@@ -327,12 +318,11 @@ class SubmissionError(Exception):
 class Read:
     notebook: object
     files: dict = field(default_factory=dict)
-    problems: tuple[str, ...] = ()
 
 
 @pytest.fixture
 def fakes(monkeypatch):
-    """autograder.submission and autograder.engine, until and after they exist."""
+    """autograder.grading.submission and autograder.grading.engine, until and after they exist."""
     seen = SimpleNamespace(asked=[])
 
     def read_submission(folder, name):
@@ -340,25 +330,26 @@ def fakes(monkeypatch):
         if "broken" in text:
             raise SubmissionError("The notebook cannot be read.")
         huge = Path(folder, "huge")
-        return Read(text, {}, (str(huge.stat().st_size),) if huge.exists() else ("set right",))
+        return Read(text, {"huge": huge} if huge.exists() else {})
 
-    def quarantine(folder, to):
+    def quarantine(folder, to, name):
         return []
 
-    def grade(notebook, chapter, seed, *, source=None, files=None, personal=None):
+    def grade(notebook, chapter, seed, *, source=None, files=None, personal=None, sandbox=None):
         seen.asked.append((notebook, chapter, seed, source, files, personal))
-        return Result(chapter, seed, {"a-check": Item(3.0, 2.0)}, notes=("graded",))
+        sizes = [str(path.stat().st_size) for path in files.values()]
+        return Result(chapter, seed, {"a-check": Item(3.0, 2.0)}, notes=("graded", *sizes))
 
-    reader = ModuleType("autograder.submission")
+    reader = ModuleType("autograder.grading.submission")
     reader.read_submission, reader.quarantine = read_submission, quarantine
     reader.SubmissionError = SubmissionError
-    engine = ModuleType("autograder.engine")
+    engine = ModuleType("autograder.grading.engine")
     engine.grade = grade
-    import autograder
+    import autograder.grading
 
     for name, module in (("submission", reader), ("engine", engine)):
-        monkeypatch.setitem(sys.modules, f"autograder.{name}", module)
-        monkeypatch.setattr(autograder, name, module, raising=False)
+        monkeypatch.setitem(sys.modules, f"autograder.grading.{name}", module)
+        monkeypatch.setattr(autograder.grading, name, module, raising=False)
     return seen
 
 
@@ -366,7 +357,7 @@ def test_one_task_reads_and_grades(root, fakes):
     folder = submit(root, "ada", "text")
     task = replace(to_do(root)[0], notes=("moved aside",))
     result = tasks.grade_one(task)
-    assert result.notes == ("moved aside", "set right", "graded")
+    assert result.notes == ("moved aside", "graded")
     notebook, chapter, seed, source, files, personal = fakes.asked[0]
     assert (notebook, chapter, seed) == ("text", "00", classroom.seed(root, "00", "ada"))
     assert source.cells[0].metadata.nbgrader.grade_id == "a-check"
@@ -374,7 +365,7 @@ def test_one_task_reads_and_grades(root, fakes):
     with open(folder / "huge", "wb") as file:
         file.truncate(2**38)
     sent = tasks.packed(to_do(root)[0])
-    assert tasks.grade_one(tasks.Task.from_dict(sent.to_dict())).notes[0] == str(2**38)
+    assert tasks.grade_one(tasks.Task.from_dict(sent.to_dict())).notes[-1] == str(2**38)
 
 
 def test_a_submission_that_cannot_be_read_scores_nothing_and_says_why(root, fakes):
@@ -427,6 +418,7 @@ STILL = '''
 from nbgrader.preprocessors import OverwriteCells, SaveAutoGrades
 c.Autograde.sanitize_preprocessors = [OverwriteCells]
 c.Autograde.autograde_preprocessors = [SaveAutoGrades]
+c.Autograde.exporter_class = "nbconvert.exporters.NotebookExporter"
 '''
 
 
@@ -516,7 +508,7 @@ import sys
 sys.path[:0] = [{project!r}, {tests!r}]
 import test_batch
 from pathlib import Path
-from autograder import batch
+from autograder.classes import batch
 if __name__ == "__main__":
     root = Path({root!r})
     try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import nbformat
 import pytest
 
-from autograder import execute
-from autograder.release import chapters
+from autograder.authoring import execute
+from autograder.authoring.release import chapters
 
 EXECUTED = execute.EXECUTED
 NAMES = [path.stem for path in chapters()]

@@ -77,8 +77,8 @@ def test_every_symptom_has_a_mutant():
 
 @pytest.mark.parametrize("exercise", ["training_state_bytes", "lora_state_bytes", "qlora_weight_bytes"])
 def test_something_that_is_no_number_is_said_so(exercise):
-    for given in (None, "12 GB", [1, 2]):
-        with pytest.raises(WrongAnswer, match="should be a number"):
+    for given, said in ((None, "None .is there a `return`"), ("12 GB", "str"), ([1, 2], "list")):
+        with pytest.raises(WrongAnswer, match=f"should be a number; it gave {said}"):
             check(exercise, [lambda *args, given=given: given])
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from autograder import class_folder, classroom, gradebook
+from autograder.classes import class_folder, classroom, gradebook
 from autograder.checks import Personal
-from autograder.release import chapters
+from autograder.authoring.release import chapters
 from loralab import paths
 from loralab.errors import CourseError
 

@@ -7,8 +7,8 @@ import json
 import nbformat
 import pytest
 
-from autograder import execute
-from autograder.markers import expand
+from autograder.authoring import execute
+from autograder.authoring.markers import expand
 
 CHAPTER = """\
 # %% [markdown]

@@ -48,8 +48,13 @@ FAILURES = {
     "course error": ("from loralab.errors import CourseError\n"
                      "raise CourseError('No model.', 'Run make lab.')", "CourseError",
                      ["No model.", "→ Run make lab."]),
-    "unsolved": ("raise NotImplementedError('Exercise 1.1: write f')", "NotImplementedError",
-                 ["Not written yet. Exercise 1.1: write f", "→ Replace"]),
+    "unsolved": (
+        "def f():\n    raise NotImplementedError('Exercise 1.1: write f')\n\nf()",
+        "NotImplementedError",
+        ["Not written yet. Exercise 1.1: write f", "run that cell, then run this one again"]),
+    "unsolved, in its own cell": (
+        "raise NotImplementedError('Exercise 5.6: save it')", "NotImplementedError",
+        ["Not written yet. Exercise 5.6: save it", "this cell's `raise` line", "run the cell again"]),
 }
 UNTOUCHED = {
     "another error": ("1 / 0", "ZeroDivisionError"),

@@ -35,6 +35,7 @@ def test_every_question_is_complete(chapter):
         texts = [answer["answer"] for answer in question["answers"]]
         assert len(set(texts)) == len(texts), name
         assert "$" not in json.dumps(question), f"{name}: formulas are not typeset offline"
+        assert "`" not in json.dumps(question), f"{name}: Markdown is not; write <code>"
         for answer in question["answers"]:
             assert len(answer["feedback"]) > 20, (name, answer["answer"])
         feedback = [answer["feedback"] for answer in question["answers"]]
@@ -91,7 +92,8 @@ def test_it_shows_without_network_and_without_a_value(chapter):
     assert html["text/html"].count("<div") == html["text/html"].count("</div>")
     for question in quiz.questions(chapter).values():
         assert json.dumps(question["question"]) in script
-        assert question["answers"][0]["answer"] in html["text/plain"]
+        assert visible(question["answers"][0]["answer"]) in html["text/plain"]
+    assert "</" not in html["text/plain"]
     assert not re.search(r"fetch\(|<script[^>]+src=|@import", html["text/html"])
     assert "fetch(" not in script
     assert script.startswith("(function () {\nvar MathJax;"), "else it loads MathJax from a CDN"

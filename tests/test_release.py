@@ -18,9 +18,10 @@ import pytest
 from nbgrader.preprocessors import Execute
 from traitlets.config import Config
 
-from autograder import nbgrader_config, release
-from autograder.markers import SourceError, expand
-from autograder.stubs import exercise_after, stub
+from autograder import nbgrader_config
+from autograder.authoring import release
+from autograder.authoring.markers import SourceError, expand
+from autograder.authoring.stubs import exercise_after, stub
 from loralab import paths
 from loralab.execution import DEFAULT_SECONDS, AttentiveKernelClient
 
@@ -40,7 +41,7 @@ def test_nothing_else_is_in_notebooks():
 
 
 def test_another_process_gives_the_same_bytes(chapter):
-    code = ("import sys; from pathlib import Path; from autograder import release; "
+    code = ("import sys; from pathlib import Path; from autograder.authoring import release; "
             "sys.stdout.write(release.build(Path(sys.argv[1])).text)")
     again = subprocess.run(
         [sys.executable, "-c", code, str(chapter.path)], capture_output=True, check=True,

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from autograder.checks import StudentError
-from autograder.kernel import Kernel
+from autograder.grading.kernel import Kernel
 from autograder.sandbox import bubblewrap
 from autograder.sandbox.warm import BARE, Limits, Sandbox
 from loralab import paths
@@ -353,3 +353,16 @@ def test_without_namespaces_it_refuses_and_says_how_to_allow_them(monkeypatch, t
     monkeypatch.setattr(bubblewrap, "executable", lambda: str(fake))
     with pytest.raises(bubblewrap.NoSandbox, match="apparmor_restrict_unprivileged_userns"):
         Sandbox(BARE)
+
+
+def test_without_walls_only_where_it_is_asked_for(tmp_path):
+    from autograder.sandbox.unguarded import Unguarded
+
+    (tmp_path / "data.txt").write_text("mine")
+    with Unguarded() as none:
+        with Kernel(none, files={"data.txt": tmp_path / "data.txt"}) as kernel:
+            assert seen(kernel, "found = open('data.txt').read()") == "'mine'"
+        with Kernel(none, Limits(wall_seconds=1)) as kernel:
+            assert trouble(kernel, "while True: pass") == "time"
+        folder = none._folder
+    assert not folder.exists()

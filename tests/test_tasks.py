@@ -1,6 +1,8 @@
 """The two tasks: made from a seed, never mixed between splits, scored by what is right."""
 
+import resource
 import sqlite3
+import time
 
 import pytest
 
@@ -81,6 +83,19 @@ def test_queries_are_scored_by_what_they_return():
         "PRAGMA writable_schema = 1",
         "SELECT 1; SELECT 2",
         "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT COUNT(*) FROM c",
+        "COMMIT",
+        "BEGIN",
+        "VACUUM INTO 'x.db'",
+        "CREATE TEMP TABLE t(a)",
+        "INSERT INTO customers VALUES ('a', 'b', 1, 2, 3) RETURNING *",
+        "SELECT load_extension('x')",
+        "SELECT random()",
+        "SELECT sql FROM sqlite_master",
+        "SELECT * FROM pragma_database_list",
+        "SELECT value FROM json_each('[1]')",
+        "SELECT ?",
+        "SELECT " + "(" * 400 + "1" + ")" * 400,
+        "SELECT CAST(x'ff' AS TEXT)",
     ],
 )
 def test_a_generated_query_may_only_read_and_not_for_long(query, tmp_path, monkeypatch):
@@ -88,3 +103,39 @@ def test_a_generated_query_may_only_read_and_not_for_long(query, tmp_path, monke
     with pytest.raises((sqlite3.Error, sqlite3.Warning)):
         Shop().execute(query)
     assert not list(tmp_path.iterdir())
+
+
+# Each takes a gigabyte or minutes where nothing bounds it.
+DOUBLING = "".join(f", t{i} AS (SELECT 1 FROM t{i - 1}, t{i - 1} x)" for i in range(1, 30))
+CROSSED = ", ".join(f"customers c{i}" for i in range(60))
+LONG = "(SELECT group_concat('aaaaaaa', '') FROM customers, customers)"
+BOMBS = {
+    "zeroblob": "SELECT zeroblob(1000000000)",
+    "hex": "SELECT hex(hex(zeroblob(400000000)))",
+    "printf": "SELECT printf('%.*c', 1000000000, 'x')",
+    "replace": "SELECT replace(replace(name, 'a', 'aaaaaaaaa'), 'a', 'aaaaaaaaa') FROM customers",
+    "group_concat": f"SELECT group_concat(c1.name) FROM {CROSSED}",
+    "concatenated": "SELECT " + " || ".join([LONG] * 8),
+    "doubling": f"WITH t0 AS (VALUES (1)){DOUBLING} SELECT 1 FROM t29",
+    "doubling inside": f"SELECT 1 FROM (with t0 AS (VALUES (1)){DOUBLING} SELECT 1 FROM t29)",
+    "crossed": f"SELECT COUNT(*) FROM {CROSSED}",
+    "sorted": f"SELECT * FROM {CROSSED.split(', customers c6')[0]} ORDER BY random()",
+    "wildcards": f"SELECT 1 FROM customers a, customers b WHERE {LONG} LIKE '{'%a' * 30}%b'",
+    "long": "SELECT 1 " + "-- " * 10_000_000,
+}
+
+
+@pytest.mark.parametrize("query", BOMBS.values(), ids=BOMBS)
+def test_a_generated_query_takes_no_gigabyte_and_no_minute(query):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.process_time()
+    with pytest.raises(sqlite3.Error):
+        Shop().execute(query)
+    assert time.process_time() - began < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB
+
+
+def test_hostile_queries_are_wrong_and_nothing_else():
+    shop = Shop()
+    for query in [*BOMBS.values(), "", "SELECT 1\0", "SELECT '\ud800'", "SELECT 1; SELECT 2"]:
+        assert shop.same_result(query, "SELECT name FROM customers") is False

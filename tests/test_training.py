@@ -77,6 +77,24 @@ def test_a_fit_comes_back_from_the_cache_with_the_same_weights(config, monkeypat
     assert "cache" in capsys.readouterr().out
 
 
+def test_a_notebook_shows_few_losses_under_its_bar(config, monkeypatch):
+    from transformers.utils.notebook import NotebookProgressCallback
+
+    trainer = training.build_trainer(replace(config, steps=160))
+    trainer.add_callback(NotebookProgressCallback)
+    training._keep_bar_in_sight(trainer)
+    (shown,) = [callback for callback in trainer.callback_handler.callbacks
+                if isinstance(callback, NotebookProgressCallback)]  # fmt: skip
+    state = trainer.state
+    state.max_steps = 160
+    shown.on_train_begin(trainer.args, state, None)
+    for step in range(0, 161, trainer.args.logging_steps):
+        state.global_step = step
+        shown.on_log(trainer.args, state, None, logs={"loss": 1.0})
+    assert 6 <= len(shown.training_tracker.inner_table) <= 1 + training.SHOWN_LOSSES
+    assert 160 / trainer.args.logging_steps > 20
+
+
 @pytest.mark.parametrize(
     "change",
     [

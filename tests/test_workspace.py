@@ -11,7 +11,7 @@ import zipfile
 import nbformat
 import numpy as np
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
@@ -68,8 +68,13 @@ def edit(path, change):
     nbformat.write(notebook, path)
 
 
+OK = [new_output("stream", name="stdout", text="OK: exercise 1.1 (f)")]
+NOT_YET = [new_output("error", ename="WrongAnswer", evalue="", traceback=["Not yet: exercise 1.1"])]
+
+
 def solve(cells, notebook):
     cells["f"].source = "def f():\n    return 1"
+    cells["f-check"].outputs = OK
     cells["explain"].source = "Because."
 
 
@@ -270,6 +275,33 @@ def test_a_stub_that_was_only_moved_around_is_still_a_stub(work):
     assert workspace.look_over("01").exercises["f"] == workspace.NOT_WRITTEN
 
 
+@pytest.mark.parametrize(("outputs", "counts", "state"), [
+    (OK, (3, 4), workspace.PASSED), (OK, (None, None), workspace.PASSED),
+    (NOT_YET, (3, 4), workspace.FAILED), (OK + NOT_YET, (3, 4), workspace.FAILED),
+    ([], (3, None), workspace.NOT_RUN), ([], (None, None), workspace.NOT_RUN),
+    # The answer's cell was run once more after its check.
+    (OK, (5, 4), workspace.NOT_RUN), (NOT_YET, (5, 4), workspace.NOT_RUN),
+])
+def test_what_the_check_last_said_is_told(work, outputs, counts, state):
+    path = work / "01_memory_math" / "01_memory_math.ipynb"
+
+    def change(cells, notebook):
+        solve(cells, notebook)
+        cells["f-check"].outputs = outputs
+        cells["f"].execution_count, cells["f-check"].execution_count = counts
+
+    edit(path, change)
+    found = workspace.look_over("01")
+    assert found.exercises == {"f": state, "explain": workspace.WRITTEN}
+    assert found.complete == (state == workspace.PASSED)
+
+
+def test_a_stub_whose_check_failed_is_not_written(work):
+    path = work / "01_memory_math" / "01_memory_math.ipynb"
+    edit(path, lambda cells, _: cells["f-check"].update(outputs=NOT_YET))
+    assert workspace.look_over("01").exercises["f"] == workspace.NOT_WRITTEN
+
+
 def test_a_deleted_cell_is_noted_and_does_not_stop_the_packing(work):
     path = work / "01_memory_math" / "01_memory_math.ipynb"
 
@@ -354,8 +386,15 @@ def test_submit_says_what_is_in_it_and_what_is_open(work):
     assert "adapter/adapter_config.json: missing" in done.output
     assert "work/submissions/05_qlora_training.zip" in done.output
     assert "Submit again" in done.output
-    edit(work / "01_memory_math" / "01_memory_math.ipynb", solve)
-    assert "Everything is there" in run("submit", "01").output
+    path = work / "01_memory_math" / "01_memory_math.ipynb"
+    edit(path, solve)
+    done = run("submit", "01").output
+    assert "✓ f: its check passed" in done and "Everything is there" in done
+    assert "checks the answers again, on other inputs" in done
+    edit(path, lambda cells, _: cells["f-check"].update(outputs=NOT_YET))
+    done = run("submit", "01").output
+    assert "○ f: written, but its check failed when it last ran" in done
+    assert "Everything is there" not in done
 
 
 def test_reset_says_where_the_old_one_is(work):

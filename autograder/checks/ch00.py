@@ -1,4 +1,4 @@
-"""Chapter 00's trusted check."""
+"""Chapter 00's trusted visible."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import partial
 
 from autograder.checks import Part, Personal, Student, trusted
 from autograder.checks.once import once
-from loralab.checks import ch00 as check
+from loralab.checks import ch00 as visible
 
 
 @trusted("low_rank_parameters")
@@ -25,8 +25,8 @@ def low_rank_parameters(student: Student, draw: random.Random, personal: Persona
     side = draw.randrange(30, 5000)
     square = (side, side, draw.randrange(2, 16))
     return [
-        Part(1, partial(check.compare_low_rank_parameters, ask, [*wide, square]),
+        Part(1, partial(visible.compare_low_rank_parameters, ask, [*wide, square]),
              "more inputs than outputs"),
-        Part(1, partial(check.compare_low_rank_parameters, ask, [*tall, square]),
+        Part(1, partial(visible.compare_low_rank_parameters, ask, [*tall, square]),
              "more outputs than inputs"),
     ]  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,7 @@ from autograder.checks import Data, Part, Personal, Student, StudentError, trust
 from autograder.checks.once import once
 from loralab import memory
 from loralab.checks import as_number
-from loralab.checks import ch01 as check
+from loralab.checks import ch01 as visible
 
 # Each would solve an exercise that is to be written by hand in one line; the visible checks count
 # the answer as well.
@@ -30,7 +29,7 @@ def weight_bytes(student: Student, draw: random.Random, personal: Personal) -> l
     cases = [(_parameters(draw), dtype) for dtype in DTYPES]
     sizes = [draw.randrange(10**9, 10**11), draw.randrange(10**11, 10**13)]
     return [
-        Part(1, partial(check.compare_weight_bytes, ask["weight_bytes"], cases), "weight_bytes"),
+        Part(1, partial(visible.compare_weight_bytes, ask["weight_bytes"], cases), "weight_bytes"),
         *(Part(1, partial(_conversion, name, ask[name], ask[other], sizes), name)
           for name, other in (("in_gb", "in_gib"), ("in_gib", "in_gb"))),
     ]  # fmt: skip
@@ -45,13 +44,13 @@ def _conversion(
     name: str, convert: Callable[..., Data], other: Callable[..., Data], sizes: Sequence[int]
 ) -> None:
     """One conversion. For whom GB and GiB are the same, one of the two is right by accident."""
-    check.compare_conversion(name, convert, sizes)
+    visible.compare_conversion(name, convert, sizes)
     try:
         same = as_number(other(sizes[0])) == as_number(convert(sizes[0]))
     except StudentError:
         return  # that is the other part's affair
     if same:
-        raise check.EXERCISES["weight_bytes"].wrong("in_gb and in_gib are the same.", "gib")
+        raise visible.EXERCISES["weight_bytes"].wrong("in_gb and in_gib are the same.", "gib")
 
 
 @trusted("training_state_bytes")
@@ -63,18 +62,18 @@ def training_state_bytes(student: Student, draw: random.Random, personal: Person
     return [
         Part(points[precision], partial(_state, ask, n, precision, optimizer),
              f"{names[precision]}, {'AdamW' if optimizer == 'adamw' else 'SGD'}")
-        for precision, optimizer in check.STATES
+        for precision, optimizer in visible.STATES
     ]  # fmt: skip
 
 
 def _state(ask: Callable[..., Data], n: int, precision: str, optimizer: str) -> None:
     """One case, and that the arguments are used: some cases cost the same, others never do."""
-    check.compare_training_state_bytes(ask, [(n, precision, optimizer)])
+    visible.compare_training_state_bytes(ask, [(n, precision, optimizer)])
     others = [(precision, "sgd" if optimizer == "adamw" else "adamw"),
               ("fp32" if precision == "bf16" else "bf16", optimizer)]
     for other in others:
         if as_number(ask(n, *other)) == as_number(ask(n, precision, optimizer)):
-            check.compare_training_state_bytes(ask, [(n, *other)])
+            visible.compare_training_state_bytes(ask, [(n, *other)])
 
 
 @trusted("lora_state_bytes")
@@ -88,7 +87,7 @@ def lora_state_bytes(student: Student, draw: random.Random, personal: Personal) 
     one = cases((torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16))
     # Where the base's dtype is the smaller one, two mistakes can give one number: it comes last.
     two = cases((torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32))
-    compare = check.compare_lora_state_bytes
+    compare = visible.compare_lora_state_bytes
     return [
         Part(1, partial(compare, ask, one), "base and adapters in one dtype"),
         Part(2, partial(compare, ask, two), "base and adapters in different dtypes"),
@@ -99,26 +98,27 @@ def lora_state_bytes(student: Student, draw: random.Random, personal: Personal) 
 def qlora_weight_bytes(student: Student, draw: random.Random, personal: Personal) -> list[Part]:
     ask = once(student.function("qlora_weight_bytes", masked=BY_HAND))
     return [
-        Part(2, partial(check.compare_qlora_weight_bytes, ask, _models(draw, double)),
-             f"{'with' if double else 'without'} double quantisation")
-        for double in (False, True)
+        Part(2, partial(visible.compare_qlora_weight_bytes, ask, _models(draw, double)), label)
+        for double, label in ((False, "without double quantisation"),
+                              (True, "with double quantisation"))
     ]  # fmt: skip
 
 
-def _models(draw: random.Random, double: bool) -> list[check.Quantised]:
+def _models(draw: random.Random, double: bool) -> list[visible.Quantised]:
     """Two small models, counted, and one of some billion parameters."""
     found = []
     for dtype in draw.sample((torch.bfloat16, torch.float16, torch.float32), 2):
         # Blocks of 64 are incomplete in the first layer, and more than 256 of them in the last.
-        shapes = [(draw.randrange(33, 160, 2), draw.randrange(33, 160, 2)),
-                  (64, draw.randrange(20, 90)),
-                  (64 * draw.randrange(2, 4), draw.randrange(160, 260))]  # fmt: skip
-        found.append(check.Quantised.counted(shapes, 2 * draw.randrange(1000, 4500), dtype, double))
+        # So few in all that no sum of them is as large as three layers' tables.
+        shapes = [(draw.randrange(33, 100, 2), draw.randrange(33, 100, 2)),
+                  (64, draw.randrange(20, 90)), (128, draw.randrange(135, 200))]  # fmt: skip
+        rest = 2 * draw.randrange(1000, 4500)
+        found.append(visible.Quantised.counted(shapes, rest, dtype, double))
     hidden, layers = 64 * draw.randrange(30, 90), draw.randrange(18, 40)
     inner = 64 * draw.randrange(hidden // 32, hidden // 16)
-    sizes = [size for _ in range(layers) for size in (*[hidden * hidden] * 4, *[hidden * inner] * 3)]
+    sizes = [*[hidden * hidden] * 4, *[hidden * inner] * 3] * layers
     rest = hidden * draw.randrange(32_000, 130_000)
-    return [*found, check.Quantised.computed(sizes, rest, torch.bfloat16, double)]
+    return [*found, visible.Quantised.computed(sizes, rest, torch.bfloat16, double)]
 
 
 @trusted("table_settings")
@@ -129,11 +129,11 @@ def table_settings(student: Student, draw: random.Random, personal: Personal) ->
     def compare(method: str) -> None:
         given = ask()
         if not isinstance(given, dict) or method not in given:
-            raise check.EXERCISES["table_settings"].wrong(f'There is no "{method}".')
-        check.compare_settings(method, given[method])
+            raise visible.EXERCISES["table_settings"].wrong(f'There is no "{method}".')
+        visible.compare_settings(method, given[method])
 
     names = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
-    return [Part(1, partial(compare, method), names[method]) for method in check.LESSON]
+    return [Part(1, partial(compare, method), names[method]) for method in visible.LESSON]
 
 
 @trusted("cheapest_fit")
@@ -144,7 +144,7 @@ def cheapest_fit(student: Student, draw: random.Random, personal: Personal) -> l
     """
     ask = once(student.function("cheapest_fit"))
     cases = fit_cases(draw)
-    compare = check.compare_cheapest_fit
+    compare = visible.compare_cheapest_fit
     return [
         Part(points, partial(compare, ask, [cases[kind] for kind in kinds]), label)
         for points, kinds, label in (
@@ -156,20 +156,22 @@ def cheapest_fit(student: Student, draw: random.Random, personal: Personal) -> l
     ]
 
 
-FIT_MODELS = ("llama-3.2-1b", "llama-3.2-3b", "llama-2-7b", "llama-3.1-8b", "llama-2-13b",
-              "mistral-7b", "qwen2.5-7b", "qwen2.5-1.5b", "smollm2-1.7b", "tinyllama-1.1b")  # fmt: skip
+FIT_MODELS = (
+    "llama-3.2-1b", "llama-3.2-3b", "llama-2-7b", "llama-3.1-8b", "llama-2-13b", "mistral-7b",
+    "qwen2.5-7b", "qwen2.5-1.5b", "smollm2-1.7b", "tinyllama-1.1b",
+)  # fmt: skip
 LARGEST_CARD = 192  # GiB
 
 
-def fit_cases(draw: random.Random) -> dict[str, check.Case]:
+def fit_cases(draw: random.Random) -> dict[str, visible.Case]:
     """One case of each kind: what it tells apart, and nothing else.
 
     "tight", "tighter": activations decide, with different right answers. "overhead", "decimal":
     so does the allocator's share, or GiB against GB. "roomy": an option without checkpointing.
     "nothing": no option fits, though the weights would.
     """
-    found: dict[str, check.Case] = {}
-    answers: dict[str, check.Choice] = {}
+    found: dict[str, visible.Case] = {}
+    answers: dict[str, visible.Choice] = {}
     while len(found) < 6:
         where = (draw.choice(FIT_MODELS), draw.randrange(1, 9), 64 * draw.randrange(6, 40))
         cards = list(_cards(*where))
@@ -187,17 +189,17 @@ def fit_cases(draw: random.Random) -> dict[str, check.Case]:
 
 def _cards(model: str, batch: int, seq: int) -> Iterator[int]:
     """Sizes in GiB around which the choice may change, none within half a per cent of a tie."""
-    needs = [memory.on_card(check.fit_estimate(model, method, batch, seq, ck).total) / memory.GiB
-             for method, ck in check.OPTIONS]
+    needs = [memory.on_card(visible.fit_estimate(model, method, batch, seq, ck).total) / memory.GiB
+             for method, ck in visible.OPTIONS]
     near = {math.floor(need) + step for need in needs for step in (-2, -1, 0, 1, 2, 3)}
     for gpu in sorted(near):
         if 4 <= gpu <= LARGEST_CARD and all(abs(need / gpu - 1) > 0.005 for need in needs):
             yield gpu
 
 
-def _kind(gpu: int, model: str, batch: int, seq: int) -> tuple[str | None, check.Choice]:
+def _kind(gpu: int, model: str, batch: int, seq: int) -> tuple[str | None, visible.Choice]:
     """What this case tells apart, and the right answer."""
-    chosen = check.choices(gpu, model, batch, seq)
+    chosen = visible.choices(gpu, model, batch, seq)
     (right,), (decimal,) = chosen["right"], chosen["decimal"]
     by_weights = set(chosen["activations"])
     with_margin = set(chosen["overhead"]) == {right}
@@ -212,4 +214,4 @@ def _kind(gpu: int, model: str, batch: int, seq: int) -> tuple[str | None, check
         return ("overhead" if apart and right is not None else None), right
     if right is None:
         return ("nothing" if None not in by_weights else None), right
-    return ("tight" if right != check.OPTIONS[-1] else None), right
+    return ("tight" if right != visible.OPTIONS[-1] else None), right

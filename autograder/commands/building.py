@@ -22,8 +22,8 @@ def release(
     ] = False,
 ) -> None:
     """Build notebooks/ from solutions/: what students get, without the solutions."""
-    from autograder import release as step
-    from autograder.markers import SourceError
+    from autograder.authoring import release as step
+    from autograder.authoring.markers import SourceError
 
     try:
         sources = step.chapters(chapter or ())
@@ -69,9 +69,9 @@ def execute(
     ] = None,
 ) -> None:
     """Run the solutions; notebooks, HTML pages and timings go to build/executed/."""
-    from autograder import execute as step
-    from autograder import release as build
-    from autograder.markers import SourceError, source_notebook
+    from autograder.authoring import execute as step
+    from autograder.authoring import release as build
+    from autograder.authoring.markers import SourceError, source_notebook
 
     try:
         sources = build.chapters(chapter or ())
@@ -96,7 +96,7 @@ def execute(
 
 
 def _parameters(given) -> dict[str, object]:
-    from autograder.execute import parameter_value
+    from autograder.authoring.execute import parameter_value
 
     pairs = [text.partition("=") for text in given]
     if bad := [name for name, equals, _ in pairs if not equals or not name.isidentifier()]:

@@ -27,8 +27,8 @@ def init(
 
     In a class folder that exists, only what is missing is made.
     """
-    from autograder import class_folder, gradebook
-    from autograder.markers import SourceError
+    from autograder.classes import class_folder, gradebook
+    from autograder.authoring.markers import SourceError
 
     try:
         root = class_folder.init(
@@ -55,7 +55,7 @@ def languages(
     ] = None,
 ) -> None:
     """Show each student's LANGUAGE for chapter 05, to be handed out."""
-    from autograder import classroom
+    from autograder.classes import classroom
 
     if not classroom.settings(root).personal:
         raise CourseError(
@@ -83,7 +83,7 @@ def languages(
 
 def _known(root: Path) -> list[str]:
     """Students in the gradebook, and those who have handed in something."""
-    from autograder import classroom, gradebook, tasks
+    from autograder.classes import classroom, gradebook, tasks
 
     with gradebook.writing(root) as book:
         known = {name for name in book.students() if not classroom.unusable(name)}

@@ -109,13 +109,26 @@ def _refuse(*arguments: Any, **named: Any) -> Any:
 
 _REFUSE = _refuse.__code__
 
+# Looked through before the first kernel is forked: peft alone takes 20 ms.
+OFTEN_MASKED = ("loralab.memory", "peft", "bitsandbytes")
+_known: dict[str, tuple[int, list[types.FunctionType]]] = {}
 
-def _functions(package: str) -> list[types.FunctionType]:
+
+def functions(package: str) -> list[types.FunctionType]:
     """Every function written in `package`, methods included, each once."""
+    modules = [module for name, module in list(sys.modules.items())
+               if module is not None and (name == package or name.startswith(package + "."))]
+    # A module that is imported late, or again, has other functions.
+    state = hash(tuple(id(value) for module in modules for value in list(vars(module).values())))
+    known = _known.get(package)
+    if known is None or known[0] != state:
+        known = _known[package] = (state, _written_in(package, modules))
+    return known[1]
+
+
+def _written_in(package: str, modules: list[types.ModuleType]) -> list[types.FunctionType]:
     found: dict[int, types.FunctionType] = {}
-    for name, module in list(sys.modules.items()):
-        if module is None or not (name == package or name.startswith(package + ".")):
-            continue
+    for module in modules:
         for value in list(vars(module).values()):
             for member in vars(value).values() if isinstance(value, type) else (value,):
                 function = _function(member)
@@ -141,7 +154,7 @@ def _function(member: Any) -> types.FunctionType | None:
 def masking(packages: tuple[str, ...]) -> Iterator[None]:
     """While this holds, functions of `packages` raise MaskedLibrary, by whatever name."""
     changed = [(function, function.__code__)
-               for package in packages for function in _functions(package)]
+               for package in packages for function in functions(package)]
     for function, _ in changed:
         function.__code__ = _REFUSE
     try:

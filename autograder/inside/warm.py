@@ -14,6 +14,7 @@ out: {"warm": true}, {"id": id, "ready": true}, {"id": id, "ended": reason}
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -26,25 +27,41 @@ import time
 import warnings
 from typing import Any
 
+import bridge
 import isolation
 
 EXCHANGE = "/sandbox/exchange"  # all kernels' folders
 SOCKETS = "/sandbox/sockets"  # this kernel's folder, once it is alone
 WATCH_SECONDS = 0.05
+# What ipykernel imports only when it starts.
+KERNEL_PARTS = (
+    "IPython.core.completerlib", "IPython.core.debugger", "IPython.core.logger",
+    "IPython.extensions.storemagic", "ipykernel.debugger", "tornado.platform.asyncio",
+)
 
 
 def warm_up(modules: list[str]) -> None:
     """Import what notebooks import, and work out what every notebook works out first."""
+    # A kernel would load it, for no one: a third of its start.
+    sys.modules["debugpy"] = None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in modules:
             importlib.import_module(name)
+        if "ipykernel.kernelapp" in modules:
+            for name in KERNEL_PARTS:
+                importlib.import_module(name)
     if "torch" in sys.modules:
         # A fork after work on several threads hangs.
         sys.modules["torch"].set_num_threads(1)
     if memory := sys.modules.get("loralab.memory"):
         for name in memory.ARCHITECTURES:
             memory.describe(name)
+    for package in bridge.OFTEN_MASKED:
+        bridge.functions(package)
+    # A collection in a fork would write to, and so copy, every page that it shares with this one.
+    gc.collect()
+    gc.freeze()
 
 
 def serve(control: socket.socket, modules: list[str]) -> None:
@@ -246,7 +263,7 @@ def run_kernel(request: dict[str, Any], keeper: socket.socket) -> None:
         os.chdir(os.getcwd())  # another folder of that name lies over it now
         if request.get("files"):
             shutil.copytree(f"{SOCKETS}/files", ".", dirs_exist_ok=True)
-        application = _application(request["connection"])
+        kernel = application(request["connection"])
         keeper.send(b"ready")
         if keeper.recv(2) != b"go":
             os._exit(1)
@@ -255,7 +272,7 @@ def run_kernel(request: dict[str, Any], keeper: socket.socket) -> None:
         keeper.send(f"{type(error).__name__}: {error}"[:300].encode())
         os._exit(1)
     try:
-        application.start()
+        kernel.start()
     finally:
         os._exit(0)
 
@@ -267,7 +284,7 @@ def _data_now() -> int:
     return 0
 
 
-def _application(connection: dict[str, Any]) -> Any:
+def application(connection: dict[str, Any]) -> Any:
     """ipykernel, its sockets bound, on the main thread."""
     from ipykernel.kernelapp import IPKernelApp
     from traitlets.config import Config

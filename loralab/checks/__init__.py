@@ -76,7 +76,7 @@ class Exercise:
         """
         number = as_number(got)
         if number is None:
-            raise self.wrong(f"{case} should be a number; it gave {type(got).__name__}.")
+            raise self.wrong(f"{case} should be a number; it gave {kind_of(got)}.")
         if math.isclose(number, expected, rel_tol=rel_tol):
             return
         for key, mistaken in (typical or {}).items():
@@ -90,6 +90,11 @@ class Exercise:
     def passed(self, note: str = "") -> None:
         """Say that the check passed."""
         print(f"OK: exercise {self.number} ({self.grade_id}){': ' + note if note else ''}")
+
+
+def kind_of(given: object) -> str:
+    """What an answer of the wrong kind is, for the end of a sentence."""
+    return "None (is there a `return`?)" if given is None else type(given).__name__
 
 
 def as_number(given: Any) -> float | None:

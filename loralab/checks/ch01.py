@@ -7,6 +7,7 @@ model would have to be built, and tests hold those against counted models to the
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ from torch import nn
 
 from loralab import measure, memory
 from loralab.checks import (
-    Exercise, Symptom, as_number, as_truth, as_whole, shortened,
+    Exercise, Symptom, as_number, as_truth, as_whole, kind_of, shortened,
 )  # fmt: skip
 from loralab.errors import CourseError
 
@@ -148,7 +149,12 @@ EXERCISES = {
             "nested": Symptom(
                 "Who scales the 8-bit constants?",
                 "They are quantised in blocks as well, of 256. Each has an absmax in fp32, and "
-                "the layer one offset.",
+                "the layer one offset. Look at the printed list for what else comes with them.",
+            ),
+            "floor": Symptom(
+                "Something that is not full is not counted.",
+                "`//` rounds down. The last block of a layer may be incomplete, and has its "
+                "constant all the same; the last code may have a byte to itself.",
             ),
             "tables": Symptom(
                 "A fixed number of bytes is missing in each layer: the lookup tables.",
@@ -171,8 +177,18 @@ EXERCISES = {
         ),
         symptoms={
             "sixteen": Symptom(
-                "Twice the lesson's figure: 16 bytes for each parameter.",
+                "Twice the table's figure: 16 bytes for each parameter.",
                 "56 GB is 8 bytes for each of 7 billion parameters. In which dtype is everything?",
+            ),
+            "low": Symptom(
+                "The total is below the table's number.",
+                "Weights, gradients and states are there already. What grows with `batch` and "
+                "`seq`, and what does checkpointing leave out?",
+            ),
+            "high": Symptom(
+                "The total is above the table's number.",
+                "Look at the largest item of the estimate. If it is the activations: fewer tokens, "
+                "or checkpointing. If it is weights or states: in which dtype are they?",
             ),
             "two_changes": Symptom(
                 "Change one setting at a time.",
@@ -185,7 +201,7 @@ EXERCISES = {
                 "or whatever grows with tokens?",
             ),
             "unusual": Symptom(
-                "Nobody trains like that.",
+                "Outside the exercise's range.",
                 "Keep to 1 … 64 sequences of 128 … 4096 tokens and ranks of 1 … 64.",
             ),
         },
@@ -194,7 +210,7 @@ EXERCISES = {
         "cheapest_fit",
         "1.6",
         hints=(
-            "Go through `OPTIONS` in order and stop at the first that fits.",
+            "Go through `check.OPTIONS` in order and stop at the first that fits.",
             "`memory.estimate(...).total` is what PyTorch allocates. The card must hold more.",
         ),
         symptoms={
@@ -213,7 +229,7 @@ EXERCISES = {
             ),
             "last": Symptom(
                 "An option with fewer compromises fits too.",
-                "`OPTIONS` begins with the fewest compromises. Return the first that fits.",
+                "`check.OPTIONS` begins with the fewest compromises. Return the first that fits.",
             ),
             "none": Symptom(
                 "Nothing fits here.",
@@ -465,7 +481,9 @@ def _counted_nf4(shapes: tuple[tuple[int, int], ...], double_quant: bool) -> int
     return sum(measure.held(layers).values())
 
 
-def _nf4_wrong(sizes: Sequence[int], n_rest: int, itemsize: int, double: bool, right: int) -> Typical:
+def _nf4_wrong(
+    sizes: Sequence[int], n_rest: int, itemsize: int, double: bool, right: int
+) -> Typical:
     """What each typical mistake gives."""
     n, layers = sum(sizes), len(sizes)
     codes = [math.ceil(s / 2) for s in sizes]
@@ -486,6 +504,14 @@ def _nf4_wrong(sizes: Sequence[int], n_rest: int, itemsize: int, double: bool, r
         yield from (("nested", right - x) for x in (nested, 4 * layers, nested + 4 * layers))
         bare = right - layers * table
         yield from (("nested", bare - x) for x in (nested, 4 * layers, nested + 4 * layers))
+        # Nor the table of the second level.
+        yield "nested", right - nested - (4 + 1024) * layers
+    # Rounded down: the bytes of codes, the blocks, the blocks of constants; one of them or more.
+    for code, block, outer in itertools.product((math.ceil, math.floor), repeat=3):
+        blocks_ = [block(s / 64) for s in sizes]
+        per_block = sum(blocks_) + sum(4 * outer(k / 256) + 4 for k in blocks_)
+        per_block = per_block if double else 4 * sum(blocks_)
+        yield "floor", sum(code(s / 2) for s in sizes) + per_block + layers * table + rest
     yield "tables", right - layers * table
     if double:
         yield from (("tables", right - layers * x) for x in (64, 1024))
@@ -498,12 +524,13 @@ QloraWeights = Callable[[list[int], int, torch.dtype, bool], float]
 
 def qlora_weight_bytes(answer: QloraWeights) -> None:
     """Bytes of a quantised model's weights, against bitsandbytes' layers on the CPU."""
-    shapes = ((64, 96), (100, 37), (256, 320))
+    shapes = ((64, 96), (101, 37), (256, 320))
     arch = memory.describe("llama-2-7b")
     big = [layer.weights for layer in arch.linear]
     cases = []
     for double in (False, True):
-        cases += [Quantised.counted(shapes, 5000, d, double) for d in (torch.bfloat16, torch.float32)]
+        cases += [Quantised.counted(shapes, 5000, dtype, double)
+                  for dtype in (torch.bfloat16, torch.float32)]
         cases += [Quantised.computed(big, arch.rest, torch.bfloat16, double, "<Llama-2-7B>")]
     compare_qlora_weight_bytes(answer, cases)
     EXERCISES["qlora_weight_bytes"].passed(
@@ -536,7 +563,9 @@ def table_settings(answer: Callable[[], dict[str, tuple[dict, dict]]]) -> None:
     exercise = EXERCISES["table_settings"]
     given = answer()
     if not hasattr(given, "keys") or set(given) != set(LESSON):
-        raise exercise.wrong('The answer needs the keys "full", "lora" and "qlora", no others.')
+        gave = "" if hasattr(given, "keys") else f"; it gave {kind_of(given)}"
+        raise exercise.wrong(
+            f'The answer needs the keys "full", "lora" and "qlora", no others{gave}.')
     for method in LESSON:
         compare_settings(method, given[method])
     exercise.passed("three numbers, each with the settings it holds under")
@@ -562,9 +591,10 @@ def compare_settings(method: str, given: Any) -> None:
             raise exercise.wrong(f"{method}: {said}") from None
     if not math.isclose(totals[0], target, rel_tol=0.10):
         found, wanted = f"{totals[0] / 1e9:.1f} GB", f"{target / 1e9:.0f} GB"
-        said = f"{method}: {found} is not within 10 % of {wanted}."
+        which = "low" if totals[0] < target else "high"
+        said = f"{method}: {found} is not within 10 % of {wanted}, it is too {which}."
         twice = method == "full" and math.isclose(totals[0], 2 * target, rel_tol=0.10)
-        raise exercise.wrong(said, "sixteen" if twice else None)
+        raise exercise.wrong(said, "sixteen" if twice else which)
     changed = _changed(holds, breaks)
     if len(changed) != 1:
         said = ", ".join(sorted(changed)) or "nothing"
@@ -631,7 +661,9 @@ Choice = tuple[str, bool] | None
 Case = tuple[int, str, int, int]  # GiB of the card, model, batch, sequence length
 
 
-def _first(gpu_bytes: float, needs: Callable[[memory.Estimate], float], model, batch, seq) -> Choice:
+def _first(
+    gpu_bytes: float, needs: Callable[[memory.Estimate], float], model: str, batch: int, seq: int
+) -> Choice:
     for method, ck in OPTIONS:
         if needs(fit_estimate(model, method, batch, seq, ck)) <= gpu_bytes:
             return method, ck

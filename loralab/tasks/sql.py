@@ -1,13 +1,14 @@
 """Questions about a small shop, answered in SQL and scored by running the query.
 
 Two queries that give the same rows are both right, however they are spelled. A generated query is
-a stranger's code: it runs on a fresh in-memory copy, may only read, and is stopped when it takes
-too long.
+a stranger's code: it runs on a fresh in-memory copy, may only read that table with functions that
+are known, and is stopped when it takes too long or too much.
 """
 
 from __future__ import annotations
 
 import random
+import re
 import sqlite3
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,31 @@ NAMES = ("Ada", "Bela", "Chen", "Dana", "Emil", "Fadi", "Gaia", "Hugo", "Ines", 
          "Lars", "Mina", "Nils", "Olga", "Peng", "Rosa", "Sven", "Tara", "Yusuf")  # fmt: skip
 CITIES = ("Oslo", "Lima", "Cairo", "Quito", "Turin", "Busan", "Accra", "Porto", "Dakar", "Delhi")
 COLUMNS = {"age": (18, 80), "orders": (0, 40), "spent": (0, 900)}
-_READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION}
+
+STEPS = 1_000_000  # of SQLite's virtual machine, about
+ROWS = 1000
+MAX_QUERY = 1000  # characters
+# Those that ask about a table. Others make random, dated, huge or outside values.
+FUNCTIONS = frozenset(
+    "abs avg coalesce count group_concat ifnull iif instr length like lower ltrim max min nullif "
+    "round rtrim substr substring sum total trim typeof upper".split()
+)
+_LIMITS = {
+    sqlite3.SQLITE_LIMIT_LENGTH: 1000,  # bytes of a text and of a row
+    sqlite3.SQLITE_LIMIT_COLUMN: 32,
+    sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 50,
+    sqlite3.SQLITE_LIMIT_COMPOUND_SELECT: 8,
+    sqlite3.SQLITE_LIMIT_VDBE_OP: 10_000,
+    sqlite3.SQLITE_LIMIT_FUNCTION_ARG: 8,
+    sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 50,
+    sqlite3.SQLITE_LIMIT_ATTACHED: 0,
+    sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER: 0,
+    sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH: 0,
+    sqlite3.SQLITE_LIMIT_WORKER_THREADS: 0,
+}
+# SQLite copies a common table expression wherever it is named, before any limit counts: twenty
+# that each name the last one twice are a million copies and a gigabyte.
+_WITH = re.compile(r"\bwith\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -54,19 +79,30 @@ class Shop:
         return list(seen.values())
 
     def execute(self, query: str) -> list[tuple]:
-        """The rows that a query gives, sorted. Raises `sqlite3.Error` when it is no single
-        reading statement, or when it takes more than about a million steps."""
+        """The rows that a query gives (the first `ROWS`), sorted.
+
+        Raises `sqlite3.Error` or `sqlite3.Warning` when it is no single reading statement, uses
+        another table, `WITH`, or a function that is not in `FUNCTIONS`, is longer than `MAX_QUERY`,
+        or takes more than about `STEPS` steps or 1000 bytes a row; ValueError for a text with a NUL
+        or half a character.
+        """
+        if len(query) > MAX_QUERY:
+            raise sqlite3.DataError("the query is too long")
+        if _WITH.search(query):
+            raise sqlite3.NotSupportedError("WITH is not allowed")
         table = sqlite3.connect(":memory:")
         try:
             columns = "name TEXT, city TEXT, age INT, orders INT, spent INT"
             table.execute(f"CREATE TABLE customers({columns})")
             table.executemany("INSERT INTO customers VALUES (?, ?, ?, ?, ?)", self.rows)
-            table.set_authorizer(
-                lambda action, *_: sqlite3.SQLITE_OK if action in _READING else sqlite3.SQLITE_DENY
-            )
-            steps = iter(range(1000))
+            # What is sorted stays in memory, where the limits above bound it: no file is written.
+            table.execute("PRAGMA temp_store = MEMORY")
+            for limit, value in _LIMITS.items():
+                table.setlimit(limit, value)
+            table.set_authorizer(_may)
+            steps = iter(range(STEPS // 1000))
             table.set_progress_handler(lambda: next(steps, None) is None, 1000)
-            return sorted(table.execute(query).fetchmany(1000), key=repr)
+            return sorted(table.execute(query).fetchmany(ROWS), key=repr)
         finally:
             table.close()
 
@@ -76,6 +112,17 @@ class Shop:
             return self.execute(query) == self.execute(reference)
         except (sqlite3.Error, sqlite3.Warning, ValueError):
             return False
+
+
+def _may(action: int, first: str | None, second: str | None, *_: str | None) -> int:
+    """SQLite's authorizer: whether a statement may do this while it is prepared."""
+    allowed = (
+        action == sqlite3.SQLITE_SELECT
+        # A name without a column is a subquery's, or a table of which only rows are counted.
+        or (action == sqlite3.SQLITE_READ and (first == "customers" or not second))
+        or (action == sqlite3.SQLITE_FUNCTION and second in FUNCTIONS)
+    )
+    return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
 
 
 def _question(chance: random.Random) -> Pair:

@@ -16,8 +16,8 @@ from types import SimpleNamespace
 import hostile
 import pytest
 
-from autograder.markers import source_notebook
-from autograder.release import chapters, release_notebook
+from autograder.authoring.markers import source_notebook
+from autograder.authoring.release import chapters, release_notebook
 from autograder.sandbox.warm import Sandbox
 
 

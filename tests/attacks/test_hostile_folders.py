@@ -18,8 +18,8 @@ from folders import FOLDERS, NAME, Place
 from hostile import CHAPTER
 from nbgrader.apps.api import NbGraderAPI
 
-from autograder import class_folder, class_grading, gradebook
-from autograder.release import chapters, to_text
+from autograder.classes import class_folder, class_grading, gradebook
+from autograder.authoring.release import chapters, to_text
 from autograder.sandbox import warm
 # nbformat, on what it sets right in passing.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -15,10 +15,10 @@ import pytest
 from below import below
 from hostile import ATTACKS, BOMBS, CANARY, CHAPTER, HONEST, HONEST_POINTS
 
-from autograder import engine, kernel
+from autograder.grading import engine, kernel
 from autograder.checks import Personal, StudentError
-from autograder.plan import cells_to_run
-from autograder.repair import repair
+from autograder.grading.plan import cells_to_run
+from autograder.grading.repair import repair
 from autograder.sandbox.warm import Limits
 
 MB = 2**20

@@ -15,9 +15,9 @@ from typing import Any
 
 import nbformat
 
-from autograder import classroom, keys
+from autograder.classes import classroom, keys
 from autograder.checks import Personal
-from autograder.result import Item, Result
+from autograder.grading.result import Item, Result
 from loralab.errors import CourseError
 
 # What one submission may take on its way to another machine.
@@ -41,7 +41,7 @@ class Task:
     """All that grading one submission takes.
 
     key: of the result. source: the chapter's source notebook, as text. grader: `keys.grader()` of
-    the machine that asks. notes: what was set right before, for the student. folder: where the
+    the machine that asks. sandbox: or "none", where the instructor said so. notes: what was set right before, for the student. folder: where the
     submission is; "" for a worker elsewhere, which gets `files` (by relative path) and the sizes
     of those that are too large to be sent.
     """
@@ -53,6 +53,7 @@ class Task:
     seed: str
     personal: Personal
     grader: str
+    sandbox: str = "bubblewrap"
     notes: tuple[str, ...] = ()
     folder: str = ""
     files: Mapping[str, bytes] = field(default_factory=dict)
@@ -139,8 +140,8 @@ def task_of(root: Path, submitted: Submitted, notes: Sequence[str] = ()) -> Task
     key = keys.joined(
         keys.of_folder(submitted.folder), chapter, source, seed, personal.secret,
         personal.student, personal.language or "", keys.grader())
-    return Task(key, student, chapter, source, seed, personal, keys.grader(), tuple(notes),
-                str(submitted.folder))
+    return Task(key, student, chapter, source, seed, personal, keys.grader(), notes=tuple(notes),
+                folder=str(submitted.folder))
 
 
 def key_of(root: Path, chapter: str, student: str) -> str:
@@ -182,8 +183,9 @@ def grade_one(task: Task) -> Result:
 
     Raises RuntimeError on a machine where another version grades, and what the engine raises.
     """
-    from autograder import engine
-    from autograder.submission import SubmissionError, read_submission
+    from autograder.grading import engine
+    from autograder.sandbox.unguarded import Unguarded
+    from autograder.grading.submission import SubmissionError, read_submission
 
     if task.grader != keys.grader():
         raise RuntimeError("this worker has another version of the grader, or of its libraries")
@@ -193,9 +195,10 @@ def grade_one(task: Task) -> Result:
             submission = read_submission(folder, task.chapter)
         except SubmissionError as error:
             return zeros(task, str(error))
-        result = engine.grade(
-            submission.notebook, classroom.number(task.chapter), task.seed, source=source,
-            files=submission.files, personal=task.personal)
+        with Unguarded() if task.sandbox == "none" else contextlib.nullcontext() as sandbox:
+            result = engine.grade(
+                submission.notebook, classroom.number(task.chapter), task.seed, source=source,
+                files=submission.files, personal=task.personal, sandbox=sandbox)
     return replace(result, notes=(*task.notes, *result.notes))
 
 

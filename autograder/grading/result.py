@@ -44,7 +44,7 @@ class Result:
 
     @classmethod
     def from_json(cls, text: str) -> Result:
-        """Raises ValueError, KeyError or TypeError for a text that is no result."""
+        """Raises ValueError, KeyError, TypeError or AttributeError for what is no result."""
         record = json.loads(text)
         record["items"] = {
             name: Item(item["points"], item["score"], tuple(item["messages"]))

@@ -7,28 +7,43 @@ decided here, where that code is not.
 from __future__ import annotations
 
 import ast
+import builtins
 import contextlib
 import importlib.metadata
 import io
+import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from nbformat import NotebookNode
 
 from autograder.checks import Data, Part, Personal, StudentError, TrustedCheck, checks_of
-from autograder.kernel import Kernel
-from autograder.plan import cells_to_run
-from autograder.repair import Repaired, repair
-from autograder.result import Item, Result
+from autograder.checks.once import FOR_GOOD
+from autograder.grading.kernel import CELL_SECONDS, Kernel
+from autograder.grading.plan import cells_to_run
+from autograder.grading.repair import Repaired, repair
+from autograder.grading.result import Item, Result
 from autograder.sandbox.warm import Limits, Sandbox, shared
 from loralab.checks import WrongAnswer
 
-RESTARTS = 2  # a submission that hangs or dies is started again so often, for its other exercises
+
+# Before the student's cells: the same luck each time, and an `exit()` that ends nothing.
+PRELUDE = """
+(lambda modules: [getattr(modules[module], name)(0)
+                  for module, name in (("random", "seed"), ("numpy.random", "seed"),
+                                       ("torch", "manual_seed")) if module in modules]
+)(__import__("sys").modules) and setattr(get_ipython(), "ask_exit", lambda *given: None)
+"""
+MAX_RAISED = 5  # notes on cells that raised
 VERSIONS = ("torch", "transformers", "peft", "bitsandbytes", "nbgrader")
+
+
+class NotGraded(RuntimeError):
+    """The sandbox failed, not the student: there is no score."""
 
 
 def grade(
@@ -48,7 +63,7 @@ def grade(
     notebook that was released, with its solutions (default: the course's own). files: what else
     was handed in, by relative path. sandbox: default, one that this process keeps warm.
 
-    Raises NoSandbox where student code can't be isolated. Nothing that the student wrote raises.
+    Raises NoSandbox where student code can't be isolated, NotGraded where the sandbox then fails. Nothing that the student wrote raises.
     """
     clock = _Clock()
     source = source if source is not None else _source(chapter)
@@ -65,8 +80,7 @@ def grade(
         dict(files or {}),
     )  # fmt: skip
     try:
-        if own:
-            outcomes = student.run_own(own)
+        outcomes = student.run_own(own) if own else {}
         clock.lap("cells")
         items: dict[str, Item] = {}
         for cell in graded:
@@ -74,17 +88,21 @@ def grade(
             if _manual(cell):
                 items[name] = Item(points, None)
             elif name in own:
-                items[name] = _own_item(points, outcomes.get(name))
+                items[name] = _own_item(points, outcomes[name])
             else:
                 check = checks[_exercise(cell)]
                 drawn = random.Random(f"{seed}:{check.exercise}")
                 items[name] = _item(points, check, student, drawn, personal)
         clock.lap("checks")
+        if not student.sandbox.alive:
+            raise NotGraded("the sandbox ended while it graded")
     finally:
         student.close()
-    notes = (*repaired.notes, *student.notes)
+    notes = [*repaired.notes, *student.notes]
+    if any(item.score is not None and item.score < item.points for item in items.values()):
+        notes += student.raised()
     versions = {name: importlib.metadata.version(name) for name in VERSIONS}
-    return Result(chapter, seed, items, notes, clock.laps, versions)
+    return Result(chapter, seed, items, tuple(notes), clock.laps, versions)
 
 
 class _Clock:
@@ -99,8 +117,8 @@ class _Clock:
 
 
 def _source(chapter: str) -> NotebookNode:
-    from autograder.markers import source_notebook
-    from autograder.release import chapters
+    from autograder.authoring.markers import source_notebook
+    from autograder.authoring.release import chapters
 
     return source_notebook(chapters([chapter])[0])
 
@@ -122,14 +140,14 @@ def _item(
     earned, messages = 0.0, []
     parts = list(_parts(check, student, drawn, personal))
     for part in parts:
-        wrong = _try(part)
-        if wrong is None:
+        said = _try(part)
+        if said is None:
             earned += part.points
-        else:
-            said = f"{part.label}: {wrong}" if part.label else wrong
-            messages += [] if said in messages else [said]
+        elif said not in messages:
+            messages.append(said)
     total = sum(part.points for part in parts)
-    score = round(points * earned / total, 6) if total else 0.0
+    # Rounded, for sums of tenths; but never above the points, where nbgrader takes offence.
+    score = min(points, round(points * earned / total, 6)) if total else 0.0
     return Item(points, score, (_summary(score, points), *messages))
 
 
@@ -138,7 +156,9 @@ def _parts(
 ) -> Sequence[Part]:
     try:
         return check.parts(student, drawn, personal)
-    except (WrongAnswer, StudentError) as error:
+    except NotGraded:
+        raise
+    except Exception as error:
         said = error
 
         def fail() -> None:
@@ -155,11 +175,22 @@ def _try(part: Part) -> str | None:
             part.check()
     except WrongAnswer as wrong:
         if wrong.symptom:
-            return f"{wrong.symptom.sees} (Below the check there is help of that name.)"
-        return "wrong for inputs other than those of the check that you see."
+            where = " (Below the check there is help of that name.)" if wrong.symptom.help else ""
+            return _said(part.label, wrong.symptom.sees + where)
+        return _said(part.label, "wrong for inputs other than those of the check that you see.")
     except StudentError as error:
-        return explain(error)
+        # What holds for the whole exercise is said once.
+        return _said("" if error.kind in FOR_GOOD else part.label, explain(error))
+    except NotGraded:
+        raise
+    except Exception as error:  # an answer that a comparator did not expect, or a mistake in it
+        logging.getLogger(__name__).exception("a check could not be carried out")
+        return _said(part.label, f"what came back could not be compared ({type(error).__name__}).")
     return None
+
+
+def _said(label: str, text: str) -> str:
+    return f"{label}: {text}" if label else text[:1].upper() + text[1:]
 
 
 def _summary(score: float, points: float) -> str:
@@ -169,7 +200,7 @@ def _summary(score: float, points: float) -> str:
 def explain(error: StudentError) -> str:
     """What a student is told when his process gave no usable answer."""
     return {
-        "missing": "the name that the exercise asks for does not exist after your cells ran.",
+        "missing": f"there is no {error.name or 'such name'} after your cells ran.",
         "unsolved": "not solved yet.",
         "raised": f"your code raised {error.name or 'an exception'}.",
         "masked": "this uses a library that is switched off here: write it by hand.",
@@ -209,9 +240,11 @@ class Submitted:
     files: Mapping[str, Path]
     notes: list[str] = field(default_factory=list)
     _kernel: Kernel | None = None
-    _starts: int = 0
-    _skipped: set[int] = field(default_factory=set)
-    _lost: StudentError | None = None
+    _until: float | None = None
+    # By index: what each cell that ran to its end raised; those that hung or died.
+    _errors: dict[int, str | None] = field(default_factory=dict)
+    _skipped: dict[int, StudentError] = field(default_factory=dict)
+    _lost: StudentError = field(default_factory=lambda: StudentError("died"))
 
     @property
     def parameters(self) -> Mapping[str, object]:
@@ -222,31 +255,31 @@ class Submitted:
     ) -> Callable[..., Data]:
         def call(*positional: object, **named: object) -> Data:
             return self._ask(
-                lambda kernel: kernel.function(name, take=take, masked=masked)(
+                name, lambda kernel: kernel.function(name, take=take, masked=masked)(
                     *positional, **named))
 
         return call
 
     def value(self, name: str, *, take: str = "answer") -> Data:
-        return self._ask(lambda kernel: kernel.value(name, take=take))
+        return self._ask(name, lambda kernel: kernel.value(name, take=take))
 
-    def _ask(self, ask: Callable[[Kernel], Data]) -> Data:
+    def _ask(self, name: str, ask: Callable[[Kernel], Data]) -> Data:
         try:
             return ask(self._live())
         except StudentError as error:
             if error.kind in ("slow", "died"):
                 self.close()
                 self._lost = error
+            if error.kind == "missing":
+                raise StudentError("missing", name) from None
             raise
 
     def _live(self) -> Kernel:
         """The kernel, with the planned cells run in it."""
         while self._kernel is None:
-            if self._starts > RESTARTS:
-                raise self._lost or StudentError("died")
-            self._starts += 1
-            kernel = Kernel(self.sandbox, self.limits, self.files)
+            kernel = self._start()
             try:
+                kernel.run(PRELUDE)
                 for index in self.planned:
                     if index not in self._skipped:
                         self._run(kernel, index)
@@ -257,31 +290,55 @@ class Submitted:
                 self._lost = error
         return self._kernel
 
-    def _run(self, kernel: Kernel, index: int) -> str | None:
+    def _start(self) -> Kernel:
+        """A kernel, for what is left of the submission's time."""
+        now = time.monotonic()
+        if self._until is None:
+            self._until = now + self.limits.wall_seconds
+        left = int(self._until - now)
+        if left < 1:
+            raise self._lost
         try:
-            error = kernel.run(self.repaired.notebook.cells[index].source)
-        except StudentError as lost:
-            self._skipped.add(index)
-            self.notes.append(f"Cell {index + 1} was left out: {explain(lost)}")
-            raise
-        return error
+            return Kernel(self.sandbox, replace(self.limits, wall_seconds=left), self.files)
+        except StudentError as error:
+            # No code of the student's has run: this is no fault of theirs.
+            raise NotGraded(f"no kernel started in the sandbox: {error}") from None
 
-    def run_own(self, own: set[str]) -> dict[str, str | None]:
-        """Run every planned cell in order; what became of an instructor's own test cells."""
-        outcomes: dict[str, str | None] = dict.fromkeys(own, "the kernel did not reach this test.")
-        kernel = Kernel(self.sandbox, self.limits, self.files)
+    def _run(self, kernel: Kernel, index: int) -> None:
+        cell = self.repaired.notebook.cells[index]
+        seconds = cell.metadata.get("loralab", {}).get("timeout", CELL_SECONDS)
         try:
-            for index in self.planned:
-                cell = self.repaired.notebook.cells[index]
-                error = self._run(kernel, index)
-                name = cell.metadata.get("nbgrader", {}).get("grade_id")
-                if name in own:
-                    outcomes[name] = error and f"the test raised {error}."
-        except StudentError:
-            kernel.close()
-        else:
-            self._kernel = kernel
+            self._errors[index] = kernel.run(cell.source, seconds)
+        except StudentError as lost:
+            self._skipped[index] = lost
+            self.notes.append(f"{_shown(cell)} was left out: {explain(lost)}")
+            raise
+
+    def run_own(self, own: Collection[str]) -> dict[str, str | None]:
+        """Run every planned cell; what became of an instructor's own test cells, None if passed."""
+        with contextlib.suppress(StudentError):
+            self._live()
+        outcomes: dict[str, str | None] = dict.fromkeys(own, "This test was not reached in time.")
+        for index in self.planned:
+            name = self.repaired.notebook.cells[index].metadata.get("nbgrader", {}).get("grade_id")
+            if name not in own:
+                continue
+            if index in self._skipped:
+                outcomes[name] = _said("", explain(self._skipped[index]))
+            elif index in self._errors:
+                error = self._errors[index]
+                outcomes[name] = error and f"The test raised {_word(error)}."
         return outcomes
+
+    def raised(self) -> list[str]:
+        """Notes on the cells that raised: what they should have made may be missing."""
+        found = []
+        for index, error in self._errors.items():
+            cell = self.repaired.notebook.cells[index]
+            if error and error != "NotImplementedError" and (
+                    not cell.metadata.get("nbgrader", {}).get("grade")):
+                found.append(f"{_shown(cell)} raised {_word(error)}.")
+        return found[:MAX_RAISED]
 
     def close(self) -> None:
         if self._kernel is not None:
@@ -305,7 +362,26 @@ def _literals(code: str) -> Iterator[tuple[str, Any]]:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return
     for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-            for target in node.targets:
-                if isinstance(target, ast.Name):
-                    yield target.id, node.value.value
+        targets = node.targets if isinstance(node, ast.Assign) else (
+            [node.target] if isinstance(node, ast.AnnAssign) else [])
+        try:
+            value = ast.literal_eval(node.value) if targets and node.value else ...
+        except (ValueError, TypeError, RecursionError, MemoryError):
+            continue
+        if value is None or isinstance(value, bool | int | float | str):
+            yield from ((one.id, value) for one in targets if isinstance(one, ast.Name))
+
+
+def _shown(cell: NotebookNode) -> str:
+    """A cell as its student knows it."""
+    if marks := cell.metadata.get("nbgrader"):
+        return f"The cell of {marks.grade_id}"
+    first = cell.source.strip().split("\n")[0][:60]
+    return f"The cell that starts with {first if first.isprintable() else ascii(first)!r}"
+
+
+def _word(error: str) -> str:
+    """A builtin exception's name: any other word was chosen by the student."""
+    found = getattr(builtins, error, None)
+    return error if isinstance(found, type) and issubclass(found, BaseException) else (
+        "an exception")

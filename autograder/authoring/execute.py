@@ -23,9 +23,9 @@ from papermill.exceptions import PapermillExecutionError
 from papermill.parameterize import parameterize_notebook
 from traitlets.config import Config
 
-from autograder.markers import source_notebook
+from autograder.authoring.markers import source_notebook
 from autograder.nbgrader_config import configure
-from autograder.release import BUILD
+from autograder.authoring.release import BUILD
 from loralab.execution import seconds_for
 
 EXECUTED = BUILD / "executed"

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from autograder import classroom, gradebook
-from autograder.markers import source_notebook
-from autograder.release import chapters, to_text
+from autograder.classes import classroom, gradebook
+from autograder.authoring.markers import source_notebook
+from autograder.authoring.release import chapters, to_text
 from loralab.errors import CourseError
 
 NBGRADER_CONFIG = '''\
 """How nbgrader works in this class folder. Settings of the class are in class.toml."""
 
-from autograder.classroom import configure
+from autograder.classes.classroom import configure
 
 c = get_config()  # noqa: F821
 configure(c, __file__)

@@ -81,23 +81,25 @@ def answers(
         fill(room())
         for future in running:
             number = index.pop(future.key)
-            if future.status == "finished":
-                yield Answer(number, future.result())
-            else:
-                yield Answer(number, None, _why(future))
+            yield _answer(number, future)
             future.release()
             fill(room())
 
 
-def _why(future: Any) -> str:
+def _answer(number: int, future: Any) -> Answer:
     from distributed import KilledWorker
+    from distributed.client import FutureCancelledError
 
-    if future.status == "cancelled":
-        return "its task was cancelled: the scheduler went away?"
-    error = future.exception()
-    if isinstance(error, KilledWorker):
-        return "the worker process died each time it was tried: out of memory?"
-    return f"{type(error).__name__}: {error}"
+    try:
+        # Waits once more where the worker died that held a finished task's answer.
+        return Answer(number, future.result())
+    except FutureCancelledError:
+        return Answer(number, None, "its task was cancelled: the scheduler went away?")
+    except KilledWorker:
+        why = "the worker process died each time it was tried: out of memory?"
+        return Answer(number, None, why)
+    except Exception as error:
+        return Answer(number, None, f"{type(error).__name__}: {error}")
 
 
 @contextlib.contextmanager

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autograder import batch, classroom, tasks
-from autograder.gradebook import Refused, Writer
-from autograder.result import Result
+from autograder.classes import batch, classroom, tasks
+from autograder.classes.gradebook import Refused, Writer
+from autograder.grading.result import Result
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,15 @@ class Step:
     failure: str = ""
 
 
-def find(root: Path, names: Sequence[str] = (), student: str | None = None) -> Work:
+def find(
+    root: Path, names: Sequence[str] = (), student: str | None = None,
+    sandbox: str = "bubblewrap",
+) -> Work:
     """The tasks in submitted/; what is not a plain file or folder is moved aside first.
 
     Raises CourseError.
     """
-    from autograder.submission import quarantine
+    from autograder.grading.submission import quarantine
 
     chapters = tasks.chapters(root, names)
     found, ignored = tasks.submissions(root, chapters, student)
@@ -50,7 +53,7 @@ def find(root: Path, names: Sequence[str] = (), student: str | None = None) -> W
         aside = classroom.private(root) / "quarantine" / each.student / each.chapter
         try:
             notes = quarantine(each.folder, aside, each.chapter)
-            to_do.append(tasks.task_of(root, each, notes))
+            to_do.append(replace(tasks.task_of(root, each, notes), sandbox=sandbox))
         except OSError as error:
             failures.append((str(each), f"it cannot be read: {error}"))
     return Work(chapters, to_do, ignored, failures)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import sys
@@ -12,14 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
+import nbgrader.api
 from nbgrader.api import Gradebook, MissingEntry
 from nbgrader.converters import Autograde, GenerateAssignment
 from nbgrader.coursedir import CourseDirectory
 from traitlets.config import Config, PyFileConfigLoader
 
-from autograder.classroom import private, settings
-from autograder.release import quiet_log
-from autograder.result import Result
+from autograder.classes.classroom import private, settings
+from autograder.authoring.release import quiet_log
+from autograder.grading.result import Result
 from loralab.errors import CourseError
 
 
@@ -56,9 +58,24 @@ def writing(root: Path) -> Iterator[Writer]:
         with warnings.catch_warnings():
             # SQLAlchemy's words on how nbgrader uses it: nothing that an instructor can act on.
             warnings.filterwarnings("ignore", module=r"(nbgrader|sqlalchemy)\b")
-            yield Writer(root)
+            with _one_engine():
+                yield Writer(root)
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def _one_engine() -> Iterator[None]:
+    """SQLAlchemy's engine for a database is made once, with the queries that it has compiled.
+
+    nbgrader opens the gradebook nine times a submission, and would make another one each time.
+    """
+    stock = nbgrader.api.create_engine
+    nbgrader.api.create_engine = functools.cache(stock)
+    try:
+        yield
+    finally:
+        nbgrader.api.create_engine = stock
 
 
 def load_config(root: Path) -> Config:

@@ -18,7 +18,7 @@ from jupyter_client.session import DELIM, Session
 from autograder.checks import Code, Data, StudentError
 from autograder.inside import data
 from autograder.sandbox.warm import Limits, Sandbox, Started
-from autograder.zmtp import Broken, Dealer, TooMuch
+from autograder.grading.zmtp import Broken, Dealer, TooMuch
 
 CELL_SECONDS = 60
 CALL_SECONDS = 20

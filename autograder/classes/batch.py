@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autograder import classroom, cluster
-from autograder.result import Result
-from autograder.tasks import Submitted, Task, grade_one, packed, task_of
+from autograder.classes import classroom, cluster
+from autograder.grading.result import Result
+from autograder.grading.submission import notes_of
+from autograder.classes.tasks import Submitted, Task, grade_one, packed, task_of
 from loralab.errors import CourseError
 
 
@@ -73,12 +74,9 @@ def result_of(
 
     For nbgrader's own commands, which so give the scores that `autograder grade` gives.
     """
-    from autograder.submission import quarantine
-
     folder = Path(root) / "submitted" / student / chapter
-    # What was set right before is remembered: the student is told here as well.
-    notes = quarantine(folder, classroom.private(root) / "quarantine" / student / chapter, chapter)
-    task = task_of(root, Submitted(student, chapter, folder), notes)
+    aside = classroom.private(root) / "quarantine" / student / chapter
+    task = task_of(root, Submitted(student, chapter, folder), notes_of(folder, aside))
     kept = stored_result(root, task.key)
     if kept is None:
         kept = grade(task)

@@ -23,7 +23,7 @@ from nbgrader.converters import GenerateAssignment
 from nbgrader.coursedir import CourseDirectory
 from traitlets.config import Config
 
-from autograder.markers import SourceError, source_notebook
+from autograder.authoring.markers import SourceError, source_notebook
 from autograder.nbgrader_config import configure
 from loralab import paths
 

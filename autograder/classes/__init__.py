@@ -1,0 +1,1 @@
+"""A class of students: its folder, its submissions graded in bulk, its gradebook."""

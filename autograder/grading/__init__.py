@@ -1,0 +1,1 @@
+"""One submission: read, repaired, run in the sandbox, scored outside."""
