@@ -10,16 +10,13 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
-import nbformat
 import pytest
-from nbgrader.apps.api import NbGraderAPI
-from traitlets.config import PyFileConfigLoader
 
 from autograder.authoring.execute import with_parameters
 from autograder.authoring.markers import source_notebook
-from autograder.authoring.release import chapters, release_notebook, to_text
+from autograder.authoring.release import chapters, release_notebook
+from course import Course
 
 
 def pytest_configure(config):
@@ -43,14 +40,6 @@ ENVIRONMENT: dict[str, dict[str, str]] = {}
 def parameters() -> dict[str, object]:
     """All of PARAMETERS: what papermill injects, each chapter taking those that it has."""
     return {name: value for chosen in PARAMETERS.values() for name, value in chosen.items()}
-
-
-class Grade(NamedTuple):
-    """One graded cell in the gradebook. `score` is None where a person has to give it."""
-
-    score: float | None
-    points: float
-    by_hand: bool
 
 
 class Chapter:
@@ -91,55 +80,9 @@ def chapter_environment(request, monkeypatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-class Course:
-    """An nbgrader course folder with every chapter released, and its gradebook."""
-
-    def __init__(self, root: Path):
-        self.root = root
-        (root / "nbgrader_config.py").write_text(
-            "from autograder.nbgrader_config import configure\nconfigure(get_config())\n")
-        config = PyFileConfigLoader("nbgrader_config.py", path=str(root)).load_config()
-        config.CourseDirectory.root = str(root)
-        config.CourseDirectory.course_id = "lora-lab"
-        config.CourseDirectory.db_url = f"sqlite:///{root / 'gradebook.db'}"
-        self.api = NbGraderAPI(config=config)
-
-    def release(self, chapter: Chapter) -> None:
-        """nbgrader's generate_assignment, this time with its database."""
-        _write(chapter.source, self.root / "source" / chapter.name)
-        _succeed(self.api.generate_assignment(chapter.name))
-
-    def grade(self, chapter: Chapter, student: str, notebook) -> dict[str, Grade]:
-        """nbgrader's autograde of `notebook` as `student`'s work: cell → what the gradebook says."""
-        if not (self.root / "source" / chapter.name).exists():
-            self.release(chapter)
-        _write(chapter.to_run(notebook), self.root / "submitted" / student / chapter.name)
-        _succeed(self.api.autograde(chapter.name, student))
-        with self.api.gradebook as gradebook:
-            found = gradebook.find_submission_notebook(chapter.name, chapter.name, student)
-            return {
-                grade.name: Grade(grade.auto_score, grade.max_score, grade.needs_manual_grade)
-                for grade in found.grades
-            }
-
-    def graded_notebook(self, chapter: Chapter, student: str):
-        """The notebook with the outputs that autograde gave it."""
-        path = self.root / "autograded" / student / chapter.name / f"{chapter.name}.ipynb"
-        return nbformat.read(path, as_version=4)
-
-
-def _write(notebook, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{folder.name}.ipynb").write_text(to_text(notebook), "utf-8")
-
-
-def _succeed(result: dict) -> None:
-    assert result["success"], result.get("error") or result.get("log")
-
-
 @pytest.fixture(scope="session")
 def course(tmp_path_factory) -> Course:
-    return Course(tmp_path_factory.mktemp("course"))
+    return Course(tmp_path_factory.mktemp("course") / "class")
 
 
 @pytest.fixture

@@ -45,3 +45,13 @@ def test_students_see_no_noise(name, outcomes):
         for output in cell.outputs if output.get("name") == "stderr"
     ]  # fmt: skip
     assert noise == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_figure_has_its_text(name, outcomes):
+    cells = nbformat.read(EXECUTED / f"{name}.ipynb", as_version=4).cells
+    for cell, following in zip(cells, [*cells[1:], None], strict=True):
+        if cell.cell_type == "code" and any("image/png" in output.get("data", {})
+                                            for output in cell.outputs):
+            assert following is not None and following.cell_type == "markdown", cell.source
+            assert following.source.lstrip().startswith("*Alt text:"), cell.source

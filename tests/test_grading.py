@@ -1,4 +1,4 @@
-"""Every chapter through nbgrader's own autograde, with the gradebook read back."""
+"""Every chapter through nbgrader's own autograde, with the real engine and the gradebook read back."""
 
 from __future__ import annotations
 
@@ -8,36 +8,30 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from loralab import recorded_runs
 from loralab.execution import seconds_for
 
 pytestmark = pytest.mark.usefixtures("chapter_environment")
 
 
 def test_the_solution_scores_everything(chapter, course):
-    grades = course.grade(chapter, "solution", chapter.source)
+    # Chapter 05's training is not repeated: what it made is handed in.
+    adapter = recorded_runs.REFERENCE if chapter.number == "05" else None
+    course.hand_in(chapter.name, "solution", chapter.source, adapter)
+    grades = course.autograde(chapter.name, "solution")
     assert grades
     for cell, grade in grades.items():
         if grade.by_hand:
             assert grade.score is None, f"{cell}: an answer in words waits for a person"
         else:
             assert grade.score == grade.points, f"{cell}: {grade}"
-    executed = course.graded_notebook(chapter, "solution")
-    errors = {cell.id: output.evalue for cell in executed.cells if cell.cell_type == "code"
-              for output in cell.outputs if output.output_type == "error"}
-    assert errors == {}
-    assert_figures_have_alt_text(executed)
-
-
-def assert_figures_have_alt_text(executed) -> None:
-    for cell, following in zip(executed.cells, executed.cells[1:] + [None], strict=True):
-        if cell.cell_type == "code" and any("image/png" in output.get("data", {})
-                                            for output in cell.outputs):
-            assert following is not None and following.cell_type == "markdown", cell.source
-            assert following.source.lstrip().startswith("*Alt text:"), cell.source
+    shown = course.graded_notebook(chapter.name, "solution")
+    assert "about-what-you-handed-in" not in [cell.id for cell in shown.cells]
 
 
 def test_the_untouched_student_copy_scores_nothing(chapter, course):
-    grades = course.grade(chapter, "untouched", chapter.release)
+    course.hand_in(chapter.name, "untouched", chapter.release)
+    grades = course.autograde(chapter.name, "untouched")
     assert grades
     assert {cell: grade.score for cell, grade in grades.items() if grade.score != 0} == {}
 
