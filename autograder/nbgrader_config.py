@@ -40,4 +40,6 @@ def configure(c) -> None:
         nbgrader_steps.TrustedGrade, ClearHiddenTests, SaveAutoGrades, AssignLatePenalties,
         CheckCellMetadata,
     ]
+    c.HTMLExporter.filters = {
+        "strip_files_prefix": "autograder.classes.safe_html.strip_files_prefix_safely"}
     nbgrader_steps.read_timestamps_safely()

@@ -157,7 +157,7 @@ def version_3_without_anything(place):
     place.path.write_text('{"nbformat": 3, "worksheets": [{"cells": [5]}]}')
 
 
-@folder(0, "larger than 20 MB")
+@folder(0, "larger than 21 MB")
 def enormous(place):
     with open(place.path, "w") as file:
         file.write('{"nbformat": 4, "cells": [], "metadata": {"x": "')
@@ -166,7 +166,7 @@ def enormous(place):
         file.write('"}}')
 
 
-@folder(0, "larger than 20 MB")
+@folder(0, "larger than 21 MB")
 def sparse(place):
     place.path.touch()
     os.truncate(place.path, 10**12)

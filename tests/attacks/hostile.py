@@ -416,9 +416,9 @@ signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
 """, proof="len(struck) > 3", said="left out: your code ended", spoils=True),
     Attack("it ends itself later", """
 import faulthandler
-faulthandler.dump_traceback_later(0.5, exit=True, file=open("/dev/null", "w"))
 def training_state_bytes(*a):
     import time
+    faulthandler.dump_traceback_later(0.5, exit=True, file=open("/dev/null", "w"))
     time.sleep(2)
     return 0
 """, last=True, said="ended its own process"),

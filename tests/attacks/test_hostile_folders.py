@@ -21,6 +21,10 @@ from nbgrader.apps.api import NbGraderAPI
 from autograder.classes import class_folder, class_grading, gradebook
 from autograder.authoring.release import chapters, to_text
 from autograder.sandbox import warm
+# nbformat, on what it sets right in passing.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+FED_BACK = ("scripts", "odd_ids", "claimed", "odd_names", "version_of_odd_text", "odd_cells")
 
 MESSY = """\
 import sys
@@ -76,14 +80,12 @@ def bytes_of(root) -> dict[str, str]:
 
 def rows(root, student: str):
     """All that the gradebook holds of a student's grades, and of what can be earned."""
-    with sqlite3.connect(root / "gradebook.db") as base:
-        grades = base.execute(
-            "SELECT student_id, assessment_id, auto_score, manual_score, needs_manual_grade "
-            "FROM grade JOIN submitted_notebook n ON notebook_id = n.id "
-            "JOIN submitted_assignment s ON n.assignment_id = s.id "
-            "WHERE student_id = ? ORDER BY assessment_id", [student]).fetchall()
-        points = [base.execute(f"SELECT * FROM {table} ORDER BY id").fetchall()
-                  for table in ("assignment", "notebook", "base_cell", "grade_cells")]
+    with gradebook.writing(root) as writer, writer._open() as book:
+        grades = sorted(
+            (grade.name, grade.auto_score, grade.manual_score, grade.needs_manual_grade)
+            for grade in book.find_submission_notebook(CHAPTER, CHAPTER, student).grades)
+        points = sorted((cell.name, cell.max_score) for cell in
+                        book.find_notebook(CHAPTER, CHAPTER).grade_cells)
     return grades, points
 
 
@@ -100,10 +102,11 @@ def classes(sandbox, honest, ordinary, tmp_path_factory):
         hand_in(root, honest, ordinary)
     before = [bytes_of(root) for root in (ours, theirs)]
     began = time.monotonic()
+    # One who is graded first: what follows leaves it alone.
     with gradebook.writing(ours) as book:
-        # One who is graded first: what follows leaves it alone.
         list(class_grading.grade(ours, book, class_grading.find(ours, student="ada"), workers=1))
-        first = rows(ours, "ada")
+    first = rows(ours, "ada")
+    with gradebook.writing(ours) as book:
         work = class_grading.find(ours)
         steps = list(class_grading.grade(ours, book, work, workers=1))
         print(f"ours: {time.monotonic() - began:.1f} s")
@@ -112,7 +115,7 @@ def classes(sandbox, honest, ordinary, tmp_path_factory):
     try:
         api = NbGraderAPI(config=gradebook.load_config(theirs))
         said = api.autograde(CHAPTER, "*")
-        feedback = api.generate_feedback(CHAPTER)
+        feedback = [api.generate_feedback(CHAPTER, student) for student in FED_BACK]
     finally:
         os.chdir(here)
     print(f"with nbgrader: {time.monotonic() - began:.1f} s")
@@ -136,6 +139,8 @@ def scores(root) -> dict[str, float]:
 
 def told(root, student: str) -> str:
     path = root / "autograded" / student / CHAPTER / NAME
+    if not path.exists():
+        return "nothing"
     notebook = nbformat.read(path, as_version=4)
     text = [cell.source for cell in notebook.cells[:1]]
     text += [output.get("text", "") for cell in notebook.cells if cell.cell_type == "code"
@@ -149,25 +154,27 @@ def test_everybody_gets_what_was_earned(root, ordinary):
     expected |= {each.student: each.score for each in FOLDERS}
     found = scores(root)
     thieves = {name: found.pop(name, 0) for name in ("thief", "pirate")}
-    assert found == expected
+    assert {name: score for name, score in found.items() if score != expected[name]} == {}
+    assert set(found) == set(expected)
     assert thieves == {"thief": 0, "pirate": 0}
 
 
 @both
 def test_students_are_told_what_was_wrong(root):
-    silent = [each.student for each in FOLDERS
-              if not re.search(each.said, told(root, each.student))]
-    assert silent == []
+    words = {each.student: told(root, each.student) for each in FOLDERS}
+    silent = {each.student: words[each.student] for each in FOLDERS
+              if not re.search(each.said, words[each.student])}
+    assert silent == {}
     # In a few lines, whatever it was.
-    assert max(len(told(root, each.student)) for each in FOLDERS) < 10_000
+    assert max(map(len, words.values())) < 10_000
 
 
 def test_nothing_failed(classes):
-    assert [step for step in classes["steps"] if step.failure] == []
+    assert [step.failure for step in classes["steps"] if step.failure] == []
     assert classes["work"].failures == []
     assert any("thief" in line for line in classes["work"].ignored)
     assert classes["said"]["success"], classes["said"]["log"]
-    assert classes["feedback"]["success"], classes["feedback"]["log"]
+    assert [one["log"] for one in classes["feedback"] if not one["success"]] == []
 
 
 def test_nothing_else_was_changed(classes):
@@ -175,7 +182,7 @@ def test_nothing_else_was_changed(classes):
     assert rows(classes["ours"], "ada") == classes["first"]
     with sqlite3.connect(classes["ours"] / "gradebook.db") as base:
         assert base.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        assert base.execute("SELECT max(auto_score) FROM grade").fetchone()[0] <= 4
+        assert base.execute("SELECT max(auto_score) FROM grade").fetchone() == (4,)
 
 
 @both
@@ -221,12 +228,11 @@ def test_feedback_carries_nothing_that_runs(classes):
         live.feed(path.read_text("utf-8"))
         assert live.found == [], path
         checked += 1
-    assert checked > 20
+    assert checked == len(FED_BACK)
 
 
 def test_the_same_scores_both_ways(classes, ordinary):
     ours, theirs = (scores(classes[name]) for name in ("ours", "theirs"))
     for student, (_, score) in ordinary.items():
         assert ours[student] == theirs[student] == score
-        grades = [rows(classes[name], student)[0] for name in ("ours", "theirs")]
-        assert [row[2:] for row in grades[0]] == [row[2:] for row in grades[1]]
+        assert rows(classes["ours"], student) == rows(classes["theirs"], student)
