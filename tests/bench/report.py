@@ -15,7 +15,7 @@ from rich.table import Table
 
 from tests.attacks import hostile
 from tests.bench import otter
-from tests.bench.attacks import Outcome
+from tests.bench.attacks import CELL_SECONDS, Otter, Outcome, StockNbgrader
 from tests.bench.speed import Line, Spread, Turn
 
 NAMES = {"ours": "LoRA Lab", "nbgrader": "stock nbgrader", "otter": "otter-grader"}
@@ -121,8 +121,9 @@ def attack_notes(missing: dict[str, str]) -> list[str]:
         "the grader gave it no score.",
         "Damage that is looked for: another student's score in the gradebook or files changed; a "
         "file left outside the submission; the grader's environment read and sent to a listener; "
-        "the run not ended within five minutes; the next submission not graded, or graded "
-        "otherwise.",
+        f"the run not ended within {Otter.seconds:g} s (otter-grader, which has no limits) or "
+        f"{StockNbgrader.seconds:g} s (stock nbgrader, whose cells end after {CELL_SECONDS} s); the "
+        "next submission not graded, or graded otherwise.",
         "Stock nbgrader and otter-grader (`otter run`, without a container) run the released "
         "visible checks inside walls made for this benchmark: bubblewrap, no network, limits. "
         "What an attack does to them would be done to the instructor's account otherwise. "
