@@ -91,7 +91,10 @@ def canaries(tmp_path_factory):
         os.utime(path, (0, 1))
     tcp, unix = socket.socket(), socket.socket(socket.AF_UNIX)
     tcp.bind(("127.0.0.1", 0))
-    unix.bind("\0loralab")
+    try:
+        unix.bind("\0loralab")
+    except OSError:  # another run listens there: the attack says itself whether it got through
+        unix.bind("\0" + word)
     for one in (tcp, unix):
         one.listen()
         one.setblocking(False)
