@@ -23,7 +23,7 @@ from nbgrader.preprocessors import NbGraderPreprocessor
 from nbgrader.utils import compute_checksum
 
 from autograder.classes import batch, classroom
-from autograder.grading.repair import repair
+from autograder.grading.repair import NOTES_ID, repair
 from autograder.grading.result import Item, Result
 from autograder.grading.submission import quarantine, timestamp
 
@@ -109,7 +109,7 @@ def show(notebook: NotebookNode, result: Result) -> None:
     if result.notes:
         lines = "\n".join(f"- {_escaped(note)}" for note in result.notes)
         notebook.cells.insert(0, new_markdown_cell(
-            f"**About what you handed in**\n\n{lines}", id="about-what-you-handed-in"))
+            f"**About what you handed in**\n\n{lines}", id=NOTES_ID))
 
 
 def _outputs(item: Item) -> list[NotebookNode]:

@@ -23,6 +23,8 @@ HIDDEN = re.compile(
     re.MULTILINE | re.DOTALL)
 # What stands where a solution stood: ours, and stock nbgrader's.
 STUB = re.compile(r"\s*(raise NotImplementedError\(|# YOUR CODE HERE\s*$|YOUR ANSWER HERE\s*$)")
+# The cell that tells a student what was set right, once it is graded.
+NOTES_ID = "about-what-you-handed-in"
 # What is beyond these is no work on the exercises, and would be parsed for minutes.
 MAX_CELLS = 2_000
 MAX_CODE, MAX_CODE_IN_ALL = 100_000, 2_000_000  # characters of one cell, of all together
@@ -74,7 +76,7 @@ def repair(submitted: NotebookNode, source: NotebookNode) -> Repaired:
     cells: list[NotebookNode] = []
     texts: dict[str, str | None] = {}
     missing = 0
-    add_own = _adder(cells, {cell.id for cell in source.cells})
+    add_own = _adder(cells, {cell.id for cell in source.cells} | {NOTES_ID})
     add_own(own.get("", []))
     for released in source.cells:
         cell = copy.deepcopy(released)

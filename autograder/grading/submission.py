@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -27,9 +28,12 @@ MAX_NOTEBOOK = 20 * 2**20  # bytes; outputs with many figures take a few million
 MAX_VALUES = 3_000_000  # brackets and commas: a text of these alone takes fifty times its size
 MAX_FILE = 64 * 2**20
 MAX_TOTAL = 128 * 2**20
-MAX_FILES = 500
+MAX_FILES = 500  # folders count too
 MAX_DEPTH = 8
 MAX_NOTES = 10  # on files, for one submission
+
+
+_NUMBERS = itertools.count(1)  # of what is moved aside
 
 
 class SubmissionError(Exception):
@@ -248,10 +252,10 @@ def _move(path: Path, aside: Path, relative: str) -> None:
     """Rename, never copy: a pipe or a link stays what it is and is not opened."""
     aside.mkdir(mode=0o700, parents=True, exist_ok=True)
     plain = "".join(c if c.isalnum() or c in "._-" else "_" for c in relative)[-100:]
-    number = 1
-    while os.path.lexists(aside / f"{number}-{plain}"):
-        number += 1
-    os.rename(path, aside / f"{number}-{plain}")
+    # Ten thousand names may look alike once they are plain: no counting up from one for each.
+    while os.path.lexists(target := aside / f"{next(_NUMBERS)}-{plain}"):
+        pass
+    os.rename(path, target)
 
 
 def timestamp(path: Path) -> datetime | None:
@@ -282,13 +286,15 @@ def _entries(folder: Path) -> Iterator[tuple[str, Path, str]]:
         for entry in inside:
             relative, path = f"{prefix}{entry.name}", Path(entry.path)
             found = entry.stat(follow_symlinks=False)
+            count += 1
             if stat.S_ISDIR(found.st_mode):
                 if depth == MAX_DEPTH or not _utterable(entry.name):
                     yield relative, path, "is nested too deeply, or oddly named"
+                elif count > MAX_FILES:
+                    yield relative, path, "is one too many"
                 else:
                     todo.append((path, f"{relative}/", depth + 1))
                 continue
-            count += 1
             why = _why_not(entry.name, found)
             total += 0 if why else found.st_size
             if not why and (count > MAX_FILES or total > MAX_TOTAL):

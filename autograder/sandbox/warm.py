@@ -71,7 +71,9 @@ class Sandbox:
         self._exchange = Path(tempfile.mkdtemp(prefix="lora-"))
         self._exchange.chmod(0o711)
         self._kernels: dict[str, Started] = {}
-        self._count = 0
+        # The grader's other processes have sandboxes too: kernels of the same number would be one
+        # user, and share its limits.
+        self._count = secrets.randbelow(1000)
         self._lock = threading.Lock()
         self._warm, self._answered = False, threading.Event()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

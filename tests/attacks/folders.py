@@ -354,8 +354,8 @@ def huge_holes(place):
 @beside
 def many_files(place):
     for number in range(10_000):
-        # Different names that are alike once what can't be written is replaced.
-        (place.folder / ("\n" * (number % 100 + 1) + chr(0x4E00 + number // 100))).touch()
+        # Names that are all alike once they are made plain.
+        (place.folder / (chr(0x2600 + number // 100) + chr(0x2600 + number % 100))).touch()
 
 
 @beside

@@ -53,7 +53,7 @@ def ordinary(chapter, honest):
             cell.id = "mine"
     messy.cells = [nbformat.v4.new_code_cell("%matplotlib inline\n!true"), *messy.cells]
     return {"ada": (honest, 3), "solution": (chapter.source, 20), "untouched": (chapter.release, 0),
-            "messy": (messy, 3), "zoe": (honest, 3)}
+            "messy": (messy, 7), "zoe": (honest, 3)}
 
 
 def hand_in(root, honest, ordinary):
