@@ -8,6 +8,7 @@ engine in the tests, and against stock nbgrader and otter-grader in `make bench`
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import dataclass
 
 import nbformat
@@ -22,7 +23,7 @@ CANARY = "loralab-canary-"
 
 @dataclass(frozen=True)
 class Attack:
-    """`code` runs after the imports. `last`: as the last cell instead.
+    """`code` runs after the imports. `last`: as the last cell instead, for the solutions in it.
 
     proof: an expression that is true in the student's process once the attack has acted. said: a
     pattern found in what the student is told, where there is no process left to ask. spoils: the
@@ -43,8 +44,11 @@ def notebook(release: NotebookNode, source: NotebookNode, attack: Attack) -> Not
     right = {cell.metadata.get("nbgrader", {}).get("grade_id"): cell.source
              for cell in source.cells}
     for cell in made.cells:
-        if cell.metadata.get("nbgrader", {}).get("grade_id") == HONEST:
+        name = cell.metadata.get("nbgrader", {}).get("grade_id")
+        if name == HONEST:
             cell.source = right[HONEST]
+        elif attack.last and name and re.search(rf"^(def )?{name}\b.*[:=]", attack.code, re.MULTILINE):
+            cell.source = ""  # solved elsewhere: in the last cell
     where = len(made.cells) if attack.last else 1 + next(
         index for index, cell in enumerate(made.cells)
         if cell.cell_type == "code" and "notebook.start" in cell.source)
@@ -775,7 +779,8 @@ for port in ports:
             except OSError: pass
 for family in (socket.AF_UNIX,):
     with socket.socket(family, socket.SOCK_STREAM) as one:
-        for name in ("/run/dbus/system_bus_socket", "/var/run/docker.sock", "\\0loralab"):
+        for name in ("/run/dbus/system_bus_socket", "/var/run/docker.sock",
+                     globals().get("ABSTRACT", "\\0loralab")):
             tried += 1
             try: one.connect(name); reached.append(name)
             except OSError: pass

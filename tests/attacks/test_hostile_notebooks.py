@@ -114,7 +114,8 @@ def test_each_attack_has_a_name_and_a_way_to_see_it_act():
 def test_an_attack_earns_nothing_and_harms_nobody(
     attack, sandbox, chapter, canaries, baseline, proofs, impatient
 ):
-    attack = dataclasses.replace(attack, code=f"PORTS = [{canaries.port}]\n{attack.code}")
+    doors = f"PORTS, ABSTRACT = [{canaries.port}], {canaries.abstract!r}\n"
+    attack = dataclasses.replace(attack, code=doors + attack.code)
     notebook = hostile.notebook(chapter.release, chapter.source, attack)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.monotonic()
