@@ -79,6 +79,7 @@ class Walled(ABC):
     in_one_run = True  # whether the next submission is graded by the same process
 
     def __init__(self, place: Path):
+        place = place.resolve()
         self.template, self.place = place / f"{self.name}-before", place / self.name
         self.chapter = chapter(hostile.CHAPTER[:2])
         shutil.rmtree(self.template, ignore_errors=True)
@@ -166,7 +167,7 @@ class StockNbgrader(Walled):
 
 class Otter(Walled):
     name = "otter"
-    seconds = 150  # it has no limits of its own
+    seconds = 180  # it has no limits of its own
     in_one_run = False
 
     def __init__(self, place: Path):
