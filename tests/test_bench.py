@@ -53,7 +53,7 @@ print("root" if os.getuid() == 0 else "nobody")
                             [tmp_path / "tmp"], ended=False)
     assert found == [
         "another student's score changed from 20 to 200", "another student's files were changed",
-        "a file was left outside", "the grader's environment was read and sent away",
+        "a file was left outside", "the grader's secrets were read and sent away",
         "the run never ended", "the next submission was not graded"]
     assert canaries.damage(before, {"ada/a": "1"}, {"ada": 20.0, "zoe": 3.0}, {"zoe": 3.0},
                            tmp_path / "none", [tmp_path / "home"], ended=True) == []
