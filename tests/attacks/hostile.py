@@ -495,7 +495,7 @@ def watch(*a):
     return real(*a)
 door.answer = watch
 threading.Thread(target=answer, daemon=True).start()
-""", proof="len(sent) > 5", spoils=True),
+""", proof="len(sent) > 5", said="ended its own process", spoils=True),
     Attack("messages of the student's own kind", FORGED + """
 from comm import create_comm
 sent = []
@@ -809,13 +809,13 @@ def lora_state_bytes(*a): return len(str(10 ** 10 ** 8))
     Attack("a cell that sleeps for ever", """
 import time
 time.sleep(10**6)
-""", said="left out: it took too long"),
+""", said="left out: (it|your code) took too long"),
     Attack("a cell that computes for ever", """
 10 ** 10 ** 9
 while True: pass
-""", said="left out: it took too long"),
+""", said="left out: (it|your code) took too long"),
     Attack("a cell that takes for ever to be understood", "%time 1\n" * 3000,
-           said="left out: it took too long"),
+           said="left out: (it|your code) took too long"),
     Attack("a cell too long to be read", "x = (" + "1," * 10**6 + ")", said="too much code"),
     Attack("a cell too deep to be parsed", "x = " + "-" * 50_000 + "1", proof="True"),
     Attack("a fork bomb", """
@@ -840,7 +840,7 @@ def training_state_bytes(*a):
         written += 10**6
     return 0
 for _ in range(20): print("x" * 10**6)
-""", last=True, proof="written == 10**9"),
+""", last=True, proof="written >= 10**9"),
     Attack("a gigabyte of answer", """
 asked = []
 def training_state_bytes(*a): asked.append(1); return "x" * 10**8
