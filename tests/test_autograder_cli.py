@@ -17,6 +17,7 @@ from autograder.classes import class_folder, classroom, gradebook
 from autograder.cli import app
 from autograder.authoring.release import chapters
 from autograder.grading.result import Item, Result
+from autograder.sandbox import bubblewrap
 from loralab.doctor import Item as Look
 
 NAME = "00_start_here"
@@ -59,9 +60,6 @@ def engine(monkeypatch):
             SubmissionError=SubmissionError, read_submission=read_submission,
             quarantine=lambda folder, to, name: []),
         "autograder.grading.engine": dict(grade=grade),
-        "autograder.sandbox": {},
-        "autograder.sandbox.bubblewrap": dict(
-            require=require, NoSandbox=NoSandbox, executable=lambda: "/usr/bin/bwrap"),
     }
     for name, content in fakes.items():
         module = ModuleType(name)
@@ -70,8 +68,9 @@ def engine(monkeypatch):
     for name in ("submission", "engine"):
         monkeypatch.setattr(autograder.grading, name, sys.modules[f"autograder.grading.{name}"],
                             raising=False)
-    monkeypatch.setattr(autograder, "sandbox", sys.modules["autograder.sandbox"], raising=False)
-    sys.modules["autograder.sandbox"].bubblewrap = sys.modules["autograder.sandbox.bubblewrap"]
+    for name, fake in (("require", require), ("NoSandbox", NoSandbox),
+                       ("executable", lambda: "/usr/bin/bwrap")):
+        monkeypatch.setattr(bubblewrap, name, fake)
     return seen
 
 
@@ -250,7 +249,7 @@ def test_every_failure_has_a_fix_and_one_line(engine, monkeypatch, tmp_path):
         item = look()
         assert isinstance(item, Look) and not item.ok and item.fix, item
         assert "\n" not in str(item)
-    sys.modules["autograder.sandbox.bubblewrap"].executable = missing
+    monkeypatch.setattr(bubblewrap, "executable", missing)
     assert "apt-get install bubblewrap" in doctor._bubblewrap().fix
     assert doctor._found_bwrap() == "/usr/bin/bwrap"
 

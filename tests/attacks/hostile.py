@@ -495,7 +495,7 @@ def watch(*a):
     return real(*a)
 door.answer = watch
 threading.Thread(target=answer, daemon=True).start()
-""", proof="len(sent) > 5", spoils=True),
+""", proof="len(sent) > 5", said="of 3 points", spoils=True),  # its own proof may be forged, too
     Attack("messages of the student's own kind", FORGED + """
 from comm import create_comm
 sent = []
