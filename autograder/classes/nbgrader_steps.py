@@ -59,8 +59,8 @@ def _to_convert(converter: Autograde, folder: str, found: list[str]) -> list[str
     pattern = converter._format_source("(?P<assignment_id>.*)", "(?P<student_id>.*)", escape=True)
     if re.match(pattern, folder) is None or not folder.isprintable():
         raise ValueError("a student's id can't have such characters")
-    if Path(folder).parent.is_symlink():
-        raise ValueError("it belongs to another student: the folder is a link")
+    if Path(folder).parent.is_symlink():  # to another student's, for all we know
+        raise ValueError("the student's folder is a link, which is not followed")
     coursedir, chapter, student = converter.coursedir, Path(folder).name, Path(folder).parent.name
     root = Path(coursedir.root)
     quarantine(Path(folder), classroom.private(root) / "quarantine" / student / chapter, chapter)

@@ -15,6 +15,7 @@ HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
 TAGS = HEADINGS | set(
     "a abbr b blockquote br code dd del details div dl dt em hr i img ins kbd li ol p pre s samp "
     "span strong sub summary sup table tbody td tfoot th thead tr tt u ul".split())
+PICTURE = re.compile("data:image/(png|jpeg|gif);")
 ATTRIBUTES = {"a": {"href", "title"}, "img": {"src", "alt", "title", "width", "height"},
               "td": {"align", "colspan", "rowspan"}, "th": {"align", "colspan", "rowspan"},
               "ol": {"start"}, "details": {"open"}}  # fmt: skip
@@ -30,5 +31,5 @@ def _allowed(tag: str, name: str, value: str) -> bool:
     if name == "class" or (name == "id" and tag in HEADINGS):
         return True
     if re.sub(r"[^\w:/;,+-]", "", value).lower().startswith("data:"):
-        return (tag, name) == ("img", "src") and value.startswith("data:image/")
+        return (tag, name) == ("img", "src") and bool(PICTURE.match(value))
     return name in ATTRIBUTES.get(tag, ())

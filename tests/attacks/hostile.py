@@ -352,7 +352,7 @@ def trace(frame, event, argument):
     if frame.f_code.co_name in ("answer", "_found", "encode", "masking"):
         seen.append({name: str(value)[:50] for name, value in frame.f_locals.items()})
         frame.f_locals["found"] = 4.0
-    return trace
+        return trace
 sys.settrace(trace); threading.settrace(trace); sys.setprofile(trace)
 """, proof="len(seen) > 0", said="took too long", spoils=True),
     Attack("an audit hook forbids everything", """
@@ -824,7 +824,7 @@ def training_state_bytes(*a):
     while True:
         try: os.fork()
         except OSError: pass
-""", last=True, said="more processes than it may"),
+""", last=True, said="more processes than it may|took too long"),
     Attack("a memory bomb", """
 def training_state_bytes(*a):
     held = []

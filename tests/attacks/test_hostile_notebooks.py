@@ -13,16 +13,16 @@ import time
 import hostile
 import pytest
 from below import below
-from hostile import ATTACKS, BOMBS, CANARY, CHAPTER, HONEST, HONEST_POINTS
+from hostile import ATTACKS, CANARY, HONEST, HONEST_POINTS
 
+from autograder.checks import Personal, StudentError, checks_of
 from autograder.grading import engine, kernel
-from autograder.checks import Personal, StudentError
 from autograder.grading.plan import cells_to_run
 from autograder.grading.repair import repair
 from autograder.sandbox.warm import Limits
 
 MB = 2**20
-SMALL = Limits(wall_seconds=40, cpu_seconds=20, memory_bytes=1500 * MB, disk_bytes=16 * MB,
+SMALL = Limits(wall_seconds=40, cpu_seconds=20, memory_bytes=1000 * MB, disk_bytes=16 * MB,
                processes=64)
 BY_HAND = {"weight_bytes-check", "training_state_bytes-check", "lora_state_bytes-check",
            "qlora_weight_bytes-check", "table_settings-check", "cheapest_fit-check"}
@@ -157,6 +157,6 @@ def test_an_attack_earns_nothing_and_harms_nobody(
 def test_no_attack_is_left_out_by_the_planner(attack, chapter):
     notebook = hostile.notebook(chapter.release, chapter.source, attack)
     repaired = repair(notebook, chapter.source)
-    planned = cells_to_run(repaired, chapter.source, {HONEST, "training_state_bytes"})
+    planned = cells_to_run(repaired, chapter.source, set(checks_of("01")))
     ran = [repaired.notebook.cells[index].source for index in planned]
     assert any(attack.code in code for code in ran) == ("too much code" not in attack.said)
