@@ -20,7 +20,8 @@ from autograder.sandbox import bubblewrap
 # What the course's notebooks import. A kernel forked from here has them.
 MODULES = (
     "numpy", "torch", "matplotlib.pyplot", "transformers", "transformers.models.llama",
-    "transformers.models.llama.modeling_llama", "peft", "bitsandbytes", "trl", "trl.trainer.sft_trainer", "datasets",
+    "transformers.models.llama.modeling_llama", "peft", "bitsandbytes", "trl",
+    "trl.trainer.sft_trainer", "datasets",
     "ipywidgets", "ipykernel.kernelapp", "matplotlib_inline.backend_inline", "IPython.core.pylabtools",
     "loralab.base_model", "loralab.checks.ch00", "loralab.checks.ch01", "loralab.checks.ch05",
     "loralab.evaluation", "loralab.hardware", "loralab.measure", "loralab.memory",
