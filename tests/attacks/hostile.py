@@ -353,7 +353,7 @@ def trace(frame, event, argument):
         seen.append({name: str(value)[:50] for name, value in frame.f_locals.items()})
         frame.f_locals["found"] = 4.0
         return trace
-sys.settrace(trace); threading.settrace(trace); sys.setprofile(trace)
+sys.settrace(trace); threading.settrace(trace)
 """, proof="len(seen) > 0", said="took too long", spoils=True),
     Attack("an audit hook forbids everything", """
 import sys
@@ -586,7 +586,7 @@ if taken == 0:
                     os.set_blocking(number, False)
                     os.read(number, 10**6)
             except OSError: pass
-""", said="took too long|ended its own process", spoils=True),
+""", proof="taken > 1", said="took too long|ended its own process", spoils=True),
     Attack("a second kernel is started inside", """
 import json, os, subprocess, sys, time
 where = f"{os.environ['TMPDIR']}/second.json"
@@ -840,7 +840,7 @@ def training_state_bytes(*a):
         written += 10**6
     return 0
 for _ in range(20): print("x" * 10**6)
-""", last=True, proof="written == 10**9"),
+""", last=True, proof="written >= 10**9"),
     Attack("a gigabyte of answer", """
 asked = []
 def training_state_bytes(*a): asked.append(1); return "x" * 10**8

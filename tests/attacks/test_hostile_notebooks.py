@@ -22,7 +22,7 @@ from autograder.grading.repair import repair
 from autograder.sandbox.warm import Limits
 
 MB = 2**20
-SMALL = Limits(wall_seconds=40, cpu_seconds=20, memory_bytes=1000 * MB, disk_bytes=16 * MB,
+SMALL = Limits(wall_seconds=25, cpu_seconds=20, memory_bytes=1000 * MB, disk_bytes=16 * MB,
                processes=64)
 BY_HAND = {"weight_bytes-check", "training_state_bytes-check", "lora_state_bytes-check",
            "qlora_weight_bytes-check", "table_settings-check", "cheapest_fit-check"}
