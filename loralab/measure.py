@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from loralab.memory.holdings import constants_in, tensors_of
+from loralab.memory.storages import LiveStorages
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -35,14 +35,10 @@ def held(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> di
             seen.add(tensor.untyped_storage()._cdata)
             counted[kind] += tensor.untyped_storage().nbytes()
 
-    for name, parameter in model.named_parameters():
-        state = getattr(parameter, "quant_state", None)
-        kind = "adapters" if "lora_" in name else "weights" if state is None else "weights_4bit"
-        add(kind, parameter.data)
+    for kind, tensor in tensors_of(model):
+        add(kind, tensor)
+    for parameter in model.parameters():
         add("gradients", parameter.grad)
-        if state is not None:
-            for tensor in _constants(state).values():
-                add("constants", tensor)
     for state in (optimizer.state.values() if optimizer else ()):
         for value in state.values():
             if torch.is_tensor(value):
@@ -52,18 +48,7 @@ def held(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> di
 
 def constants_of(layer: nn.Module) -> dict[str, torch.Tensor]:
     """What bitsandbytes keeps beside one 4-bit layer's codes: name -> tensor."""
-    return _constants(layer.weight.quant_state)
-
-
-def _constants(state: Any) -> dict[str, torch.Tensor]:
-    found = {"absmax": state.absmax, "levels": state.code}
-    if state.nested:
-        found |= {
-            "absmax of the absmax": state.state2.absmax,
-            "offset of the absmax": state.offset,
-            "levels of the absmax": state.state2.code,
-        }
-    return found
+    return constants_in(layer.weight.quant_state)
 
 
 def saved_for_backward(model: nn.Module, batch: int, seq: int) -> int:
@@ -93,36 +78,6 @@ class Peak:
     before: int = 0
 
 
-class _LiveStorages(TorchDispatchMode):
-    """Adds up the storages that operations make, and takes them off when they are freed."""
-
-    def __init__(self, peak: Peak):
-        super().__init__()
-        self.peak, self.live, self.known = peak, 0, set()
-
-    def count(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self.known:
-            return
-        self.known.add(key)
-        size = storage.nbytes()
-        self.live += size
-        self.peak.bytes = max(self.peak.bytes, self.live)
-        weakref.finalize(storage, self.forget, key, size)
-
-    def forget(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.live -= size
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor) and leaf.device.type != "meta":
-                self.count(leaf)
-        return result
-
-
 @contextlib.contextmanager
 def peak(model: torch.nn.Module) -> Iterator[Peak]:
     """Measure the peak of tensor memory inside the block, in bytes.
@@ -139,12 +94,18 @@ def peak(model: torch.nn.Module) -> Iterator[Peak]:
         yield found
         found.bytes = torch.cuda.max_memory_allocated()
         return
-    mode = _LiveStorages(found)
-    found.before = found.bytes = mode.live = sum(held(model).values())
-    # What the model already holds is in the sum: an operation that returns it adds nothing.
-    mode.known = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
-    with mode:
-        yield found
+    storages = LiveStorages()
+    for kind, tensor in tensors_of(model):
+        storages.add(tensor, kind)
+    found.before = storages.live
+    for buffer in model.buffers():
+        storages.add(buffer)
+    storages.forget_peak()
+    try:
+        with storages:
+            yield found
+    finally:
+        found.bytes = storages.peak
 
 
 def trainable(model: torch.nn.Module) -> int:

@@ -21,15 +21,7 @@ BLUE, VERMILION, PURPLE, BLACK, GREY = "#0072B2", "#D55E00", "#CC79A7", "#000000
 
 # Component of memory, and method, by name.
 COLOURS = {
-    "weights": BLUE,
-    "weights_4bit": SKY,
-    "constants": BLACK,
-    "master": GREY,
-    "adapters": YELLOW,
-    "gradients": VERMILION,
-    "optimizer": ORANGE,
-    "activations": GREEN,
-    "temporary": PURPLE,
+    **memory.COLOURS,
     "full": BLUE,
     "lora": ORANGE,
     "qlora": GREEN,

@@ -456,7 +456,7 @@ plt.show()
 # %% [markdown]
 # *Alt text: grid of models by card size for 4 × 1,024 tokens. A 7B model fits 16 GiB with QLoRA and checkpointing, 24 GiB with LoRA and checkpointing, 80 GiB in full with checkpointing, and 8 GiB not at all.*
 #
-# *Why does not even the 1B model fit 8 GiB?* Its vocabulary has 128,256 words, so the logits of 4,096 tokens take 4,096 × 128,256 × 14 bytes = 7.4 GB. With `loss="chunked"` it fits.
+# *Why does not even the 1B model fit 8 GiB?* Its vocabulary has 128,256 words, so the logits of 4,096 tokens take 4,096 × 128,256 × 14 bytes = 7.4 GB. With `loss="trl"` it fits.
 #
 # > **In short.** Compare 1.1 × total + 1 GiB with the card, in GiB, activations included. "The weights fit" answers another question.
 #

@@ -333,23 +333,24 @@ check.trained_adapter("adapter", language)
 # %% timeout=600
 seq = batch["input_ids"].shape[1]
 estimate = memory.estimate(model.config, "qlora", dtype=here.compute_dtype, adapter_dtype="bf16",
-                           batch=BATCH, seq=seq, checkpointing=False, loss="chunked")
+                           batch=BATCH, seq=seq, checkpointing=False, loss="trl")
 held = measure.held_after_step(trainer)
 mine = predicted()
 predictions.compare("trained parameters", mine["trainable"], measure.trainable(trainer.model))
 predictions.compare("held after a step", mine["held_bytes"] / 1e6, sum(held.values()) / 1e6, "MB")
 for part, size in held.items():
-    print(f"  {memory.LABELS[part]:26} formula {getattr(estimate, part) / 1e6:7.2f}, "
+    print(f"  {memory.LABELS[part]:26} formula {estimate.held[part] / 1e6:7.2f}, "
           f"counted {size / 1e6:7.2f} MB")
 
 # %% timeout=600
 peak = measure.training_step_peak(trainer)
 tile = batch["input_ids"].numel() * 32768 * here.compute_dtype.itemsize
 base_held = sum(held[part] for part in ("weights", "weights_4bit", "constants", "adapters"))
-rest = peak.bytes - base_held - estimate.activations
+kept = estimate.components["activations"]
+rest = peak.bytes - base_held - kept
 print(f"peak of a step: formula {estimate.total / 1e6:.0f}, measured {peak.bytes / 1e6:.0f} MB")
 print(f"  weights and adapters {base_held / 1e6:.0f}, activations by the formula "
-      f"{estimate.activations / 1e6:.0f}; left: {rest / 1e6:.0f} MB "
+      f"{kept / 1e6:.0f}; left: {rest / 1e6:.0f} MB "
       f"= {rest / tile:.1f} tiles of the loss")
 
 # %% [markdown]

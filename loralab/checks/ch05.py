@@ -18,7 +18,13 @@ from typing import Any
 
 from loralab import memory
 from loralab.checks import (
-    Exercise, Symptom, as_number, as_truth, as_whole, kind_of, shortened,
+    Exercise,
+    Symptom,
+    as_number,
+    as_truth,
+    as_whole,
+    kind_of,
+    shortened,
 )  # fmt: skip
 
 RANK, ALPHA = 8, 16
@@ -616,7 +622,7 @@ def _mistaken_runs(compute: Any) -> dict[str, dict[str, float | tuple[float, ...
     right = run_estimate(compute)
     arch = memory.describe("smollm2-135m")
     two = memory.estimate("smollm2-135m", rank=RANK, targets=["q_proj", "v_proj"])
-    unit = right.weights / arch.rest  # bytes of an unquantised parameter
+    unit = right.held["weights"] / arch.rest  # bytes of an unquantised parameter
     other_dtypes = tuple(
         memory.estimate("smollm2-135m", dtype=dtype, adapter_dtype=adapter, rank=RANK).static
         for dtype in ("fp32", "bf16")
@@ -631,8 +637,10 @@ def _mistaken_runs(compute: Any) -> dict[str, dict[str, float | tuple[float, ...
         },
         "held_bytes": {
             "embedding": right.static - arch.rest * (unit - 0.5),
-            "constants": right.static - right.constants,
-            "weights_only": right.weights + right.weights_4bit + right.constants + right.adapters,
+            "constants": right.static - right.held["constants"],
+            "weights_only": sum(
+                right.held[part] for part in ("weights", "weights_4bit", "constants", "adapters")
+            ),
             "adapters_fp32": right.static + 8 * right.trainable,
             "compute": other_dtypes,
             "total": tuple(_totals(compute)),
@@ -644,7 +652,7 @@ def _mistaken_runs(compute: Any) -> dict[str, dict[str, float | tuple[float, ...
 def _totals(compute: Any) -> Iterator[int]:
     """`total` in place of `static`, at the settings that come to mind."""
     for dtype, adapter, batch, seq, checkpointing, loss in itertools.product(
-        (compute, "bf16"), ("bf16", "fp32"), (1, 8), (128, 512), (True, False), ("logits", "chunked")
+        (compute, "bf16"), ("bf16", "fp32"), (1, 8), (128, 512), (True, False), ("hf", "trl")
     ):
         yield memory.estimate(
             "smollm2-135m", "qlora", dtype=dtype, adapter_dtype=adapter, rank=RANK, batch=batch,
@@ -658,7 +666,7 @@ def run_estimate(compute: Any = None) -> memory.Estimate:
 
     return memory.estimate(
         "smollm2-135m", "qlora", dtype=compute or hardware.detect().compute_dtype,
-        adapter_dtype="bf16", rank=RANK, targets="all-linear", checkpointing=False, loss="chunked",
+        adapter_dtype="bf16", rank=RANK, targets="all-linear", checkpointing=False, loss="trl",
     )  # fmt: skip
 
 

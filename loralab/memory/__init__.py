@@ -1,0 +1,36 @@
+"""How much memory does a fine-tuning step take? Two views of the same step.
+
+`estimate` adds up closed formulas, one for each component. `simulate` runs the real step on
+tensors that have no data and follows their storages. Both take the same settings and give an
+`Estimate`; neither needs weights, a network or a GPU. All sizes are bytes.
+"""
+
+from loralab.memory.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    Linear,
+    build,
+    configuration,
+    describe,
+)
+from loralab.memory.formula import estimate, lora_sizes, nf4_bytes, optimizer_bytes
+from loralab.memory.published import fully_stated_runs, published
+from loralab.memory.result import COLOURS, GB, HELD, LABELS, Estimate, GiB, on_card
+from loralab.memory.settings import (
+    ATTENTION,
+    LOSSES,
+    METHODS,
+    OPTIMIZERS,
+    Settings,
+    settings,
+    targeted,
+)
+from loralab.memory.simulation import simulate
+from loralab.memory.vocabulary import DTYPES, dtype_of, name_of
+
+__all__ = [
+    "ARCHITECTURES", "ATTENTION", "Architecture", "COLOURS", "DTYPES", "Estimate", "GB", "GiB",
+    "HELD", "LABELS", "LOSSES", "Linear", "METHODS", "OPTIMIZERS", "Settings", "build",
+    "configuration", "describe", "dtype_of", "estimate", "fully_stated_runs", "lora_sizes", "name_of", "nf4_bytes",
+    "on_card", "optimizer_bytes", "published", "settings", "simulate", "targeted",
+]  # fmt: skip

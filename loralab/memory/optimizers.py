@@ -1,0 +1,64 @@
+"""The real optimizers, made to run on tensors without data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+PAGED_FROM = 100_000  # bitsandbytes: states of smaller tensors are ordinary ones
+
+
+class Torch:
+    """An optimizer of torch's."""
+
+    def __init__(self, made: torch.optim.Optimizer, *, steps_on_gpu: bool):
+        self.made, self.steps_on_gpu = made, steps_on_gpu
+
+    def step(self) -> None:
+        self.made.step()
+
+    def states(self) -> list[torch.Tensor]:
+        """What it keeps in the GPU's memory. Step counters are on the CPU unless it is fused."""
+        return [value for state in self.made.state.values() for name, value in state.items()
+                if isinstance(value, torch.Tensor) and (self.steps_on_gpu or name != "step")]
+
+
+class EightBit:
+    """bitsandbytes' AdamW8bit: its own states; a step makes nothing that lasts."""
+
+    def __init__(self, trained: Sequence[torch.nn.Parameter], *, paged: bool):
+        import bitsandbytes as bnb
+
+        with unset_fake_temporarily():  # its tables of levels have values
+            self.made: Any = bnb.optim.AdamW8bit(list(trained))
+        self.made.is_paged = False  # paged memory is not PyTorch's: it is left out below
+        self.paged = paged
+
+    def step(self) -> None:
+        for at, group in enumerate(self.made.param_groups):
+            for place, parameter in enumerate(group["params"]):
+                if not self.made.state[parameter]:
+                    self.made.init_state(group, parameter, at, place)
+
+    def states(self) -> list[torch.Tensor]:
+        return [value for parameter, state in self.made.state.items()
+                for name, value in state.items()
+                if isinstance(value, torch.Tensor) and not self._outside(parameter, name)]
+
+    def _outside(self, parameter: torch.Tensor, name: str) -> bool:
+        moments = ("state1", "state2")
+        return self.paged and name in moments and parameter.numel() >= PAGED_FROM
+
+
+def of(name: str, trained: Sequence[torch.nn.Parameter]) -> Torch | EightBit:
+    """The optimizer that `name`, of `settings.OPTIMIZERS`, stands for."""
+    if name in ("adamw_8bit", "paged_adamw_8bit"):
+        return EightBit(trained, paged=name.startswith("paged"))
+    if name == "sgd":
+        return Torch(torch.optim.SGD(trained, foreach=True), steps_on_gpu=False)
+    fused = name == "adamw"
+    made = torch.optim.AdamW(trained, fused=fused, foreach=not fused)
+    return Torch(made, steps_on_gpu=fused)

@@ -1,0 +1,311 @@
+"""One training step of the real model, without weights and without a GPU.
+
+transformers builds the model, PEFT puts its adapters in, bitsandbytes' own autograd functions and
+the real optimizer run; but every tensor is a `FakeTensor`: it has a shape, a dtype and a storage
+that is made and freed as a real one would be, and no data. Following those storages gives what
+`torch.cuda.max_memory_allocated` would say.
+
+Four things that a tensor on a CPU does not show are put in by hand, each from its source:
+the attention kernel (chosen, since CUDA's choice depends on the GPU), the scratch memory inside
+kernels, the rounding of every allocation to 512 bytes, and cuBLAS's workspaces.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from loralab.errors import CourseError
+from loralab.memory import architectures, kernels, optimizers
+from loralab.memory.formula import held_bytes, trained_sizes
+from loralab.memory.holdings import tensors_of
+from loralab.memory.result import LABELS, Estimate
+from loralab.memory.settings import Settings, chosen
+from loralab.memory.storages import CUDA_BLOCK, LiveStorages
+from loralab.quiet import quiet
+
+PHASES = {
+    "forward": "the forward pass", "loss": "the forward pass of the loss",
+    "backward of the loss": "the backward pass of the loss",
+    "backward": "the backward pass", "optimizer": "the optimizer's step",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The fullest moment of a step. `by`: bytes by kind; `phase`, `operation`, `module`: where."""
+
+    by: dict[str, int]
+    phase: str
+    operation: str
+    module: str
+
+
+def simulate(model: Any, method: str = "qlora", **given: Any) -> Estimate:
+    """Bytes at the peak of one training step, found by running it without data.
+
+    Takes what `estimate` takes, and any architecture that transformers knows. Needs about as many
+    seconds for a 7B model as for a small one, and no memory to speak of. `master_weights` is a
+    convention of other libraries and raises CourseError: in transformers mixed precision is
+    dtype="fp32" with autocast=True.
+    """
+    step = chosen(model, method, given)
+    if step.master_weights:
+        raise CourseError(
+            "transformers keeps no fp32 copy beside 16-bit weights: there is nothing to simulate.",
+            'Its mixed precision is dtype="fp32" with autocast=True.',
+        )
+    found = peak_of(step)
+    alive = dict.fromkeys(LABELS, 0) | found.by | {"workspace": kernels.CUBLAS_WORKSPACES}
+    trained = sum(trained_sizes(step))
+    where = f" in {found.module}" if found.module and found.phase != "optimizer" else ""
+    return Estimate(
+        components=alive,
+        held=held_bytes(step),
+        peak_at=f"in {PHASES[found.phase]}{where}, at {found.operation}",
+        by="simulation",
+        trainable=trained,
+        parameters=step.arch.parameters + (0 if method == "full" else trained),
+        settings=step.described(),
+    )
+
+
+def peak_of(settings: Settings) -> Peak:
+    """Simulate one step of a training that has already taken one, so that all states exist."""
+    with quiet():
+        model = prepared(settings)
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            made_real(model)
+            step = Step(model, settings)
+            step.warm()
+            step.run()
+            return step.peak()
+
+
+# --- the model -----------------------------------------------------------------------------------
+
+
+def prepared(settings: Settings) -> nn.Module:
+    """The model as it is when training begins, on the `meta` device."""
+    model = architectures.build(copy.deepcopy(settings.arch.config), dtype=settings.dtype)
+    kernels.use(model, settings.kernel)
+    if settings.method == "qlora":
+        quantise(model, settings)
+    if settings.method != "full":
+        model = with_adapters(model, settings)
+    if settings.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+        if settings.method != "full":
+            model.enable_input_require_grads()
+    return model.train()
+
+
+def quantise(model: nn.Module, settings: Settings) -> None:
+    """Put bitsandbytes' 4-bit layers in the place of linear ones, holding what it would hold."""
+    import bitsandbytes as bnb
+
+    kernels.register_bitsandbytes()
+    for layer in settings.arch.linear:
+        old = model.get_submodule(layer.path)
+        inputs, outputs = layer.inputs, layer.outputs
+        with torch.device("meta"):
+            new = bnb.nn.Linear4bit(
+                inputs, outputs, bias=old.bias is not None, compute_dtype=settings.compute,
+                compress_statistics=settings.double_quant, quant_type="nf4",
+            )  # fmt: skip
+            new.weight = nn.Parameter(
+                torch.empty((inputs * outputs + 1) // 2, 1, dtype=torch.uint8), requires_grad=False
+            )
+            new.weight.quant_state = constants((outputs, inputs), settings)
+        new.weight.compress_statistics, new.weight.quant_type = settings.double_quant, "nf4"
+        new.bias = old.bias
+        model.set_submodule(layer.path, new)
+    model.is_loaded_in_4bit = True
+
+
+def constants(shape: tuple[int, int], settings: Settings) -> Any:
+    """bitsandbytes' `QuantState` of one layer, on the current device."""
+    from bitsandbytes.functional import QuantState
+
+    blocks = -(-shape[0] * shape[1] // 64)
+    inner = None
+    if settings.double_quant:
+        inner = QuantState(
+            absmax=torch.empty(-(-blocks // 256)), blocksize=256, code=torch.empty(256),
+            dtype=torch.float32,
+        )  # fmt: skip
+    return QuantState(
+        absmax=torch.empty(blocks, dtype=torch.uint8 if inner else torch.float32),
+        shape=torch.Size(shape), code=torch.empty(16), blocksize=64, quant_type="nf4",
+        dtype=settings.compute, offset=torch.empty(()) if inner else None, state2=inner,
+    )  # fmt: skip
+
+
+def with_adapters(model: nn.Module, settings: Settings) -> nn.Module:
+    from peft import LoraConfig, get_peft_model
+
+    model.requires_grad_(False)
+    if settings.kbit_prep:
+        # As peft.prepare_model_for_kbit_training does; a Params4bit is told by its quant_state.
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.float()
+    config = LoraConfig(
+        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout,
+        target_modules=[layer.path for layer in settings.adapted], task_type="CAUSAL_LM",
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = get_peft_model(model, config, low_cpu_mem_usage=True)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(settings.adapter)
+    return model
+
+
+def made_real(model: nn.Module) -> None:
+    """Swap `meta` tensors for tensors of the `FakeTensorMode` in force, shared ones once."""
+    made: dict[int, torch.Tensor] = {}
+
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
+        key = id(tensor)
+        if key not in made:
+            made[key] = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+        return made[key]
+
+    swapped: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, old in list(module._parameters.items()):
+            if old is None:
+                continue
+            if id(old) not in swapped:
+                new = nn.Parameter(fake(old), requires_grad=old.requires_grad)
+                if (state := getattr(old, "quant_state", None)) is not None:
+                    for part in (state, state.state2) if state.nested else (state,):
+                        part.absmax, part.code = fake(part.absmax), fake(part.code)
+                    if state.nested:
+                        state.offset = fake(state.offset)
+                    new.quant_state = state
+                swapped[id(old)] = new
+            module._parameters[name] = swapped[id(old)]
+        for name, old in list(module._buffers.items()):
+            if old is not None:
+                module._buffers[name] = fake(old)
+
+
+# --- the step ------------------------------------------------------------------------------------
+
+
+class Step:
+    """A training step whose storages are followed, and where it is."""
+
+    def __init__(self, model: nn.Module, settings: Settings, *, block: int = CUDA_BLOCK):
+        self.model, self.settings = model, settings
+        self.base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.phase, self.modules = "", []
+        self.names = {module: name for name, module in self.base.named_modules()}
+        self.storages = LiveStorages(block=block, hidden=kernels.hidden_bytes, where=self._where)
+        for kind, tensor in tensors_of(model):
+            self.storages.add(tensor, kind)
+        for buffer in model.buffers():
+            self.storages.add(buffer, "weights")
+        self.optimizer = optimizers.of(settings.optimizer, self.trained)
+        if settings.loss == "trl":
+            from trl.trainer.utils import add_fused_lm_head
+
+            add_fused_lm_head(self.base, outputs=("log_probs", "entropy", "is_top1"))
+
+    def warm(self) -> None:
+        """A first step of the optimizer alone: from now on its states exist."""
+        with self.storages:
+            for parameter in self.trained:
+                parameter.grad = torch.empty_like(parameter)
+            self.optimizer.step()
+            states = self.optimizer.states()
+        for tensor in states:
+            self.storages.add(tensor, "optimizer")
+        self.model.zero_grad(set_to_none=True)
+        self.storages.forget_peak()
+
+    def run(self) -> None:
+        """Forward, backward and the optimizer's step, on tokens without padding."""
+        shape = self.settings.batch, self.settings.seq
+        with self.storages, self._hooks():
+            self._enter("forward", "activations")
+            ids = torch.zeros(shape, dtype=torch.long)
+            labels = torch.zeros(shape, dtype=torch.long)
+            with kernels.autocast(self.settings.compute if self.settings.autocast else None):
+                outputs = self._forward(ids, labels)
+            loss = outputs.loss
+            if self.settings.loss != "hf":
+                del outputs
+            self._enter("backward of the loss", "logits")
+            with _without_triton():
+                loss.backward()
+            self._enter("optimizer", "temporary")
+            self.optimizer.step()
+        self.model.zero_grad(set_to_none=True)
+
+    def _forward(self, ids: torch.Tensor, labels: torch.Tensor) -> Any:
+        if self.settings.loss == "trl":
+            with _without_triton():
+                return self.model(input_ids=ids, labels=labels, fused_lm_head=True)
+        return self.model(input_ids=ids, labels=labels, use_cache=not self.settings.checkpointing)
+
+    @contextlib.contextmanager
+    def _hooks(self) -> Iterator[None]:
+        """What marks the way: modules entered and left, the loss begun, gradients made."""
+
+        def entered(module: nn.Module, *_: Any) -> None:
+            self.modules.append(self.names.get(module, ""))
+
+        def left(*_: Any) -> None:
+            self.modules.pop()
+
+        def hidden_states_made(module: nn.Module, args: Any, output: Any) -> None:
+            self._enter("loss", "logits")
+            output.last_hidden_state.register_hook(lambda _: self._enter("backward", "temporary"))
+
+        def gradient_made(parameter: torch.Tensor) -> None:
+            self.storages.add(parameter.grad, "gradients")
+
+        handles = [
+            nn.modules.module.register_module_forward_pre_hook(entered),
+            nn.modules.module.register_module_forward_hook(left, always_call=True),
+            self.base.base_model.register_forward_hook(hidden_states_made),
+            *(p.register_post_accumulate_grad_hook(gradient_made) for p in self.trained),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, phase: str, kind: str) -> None:
+        self.phase, self.storages.kind = phase, kind
+
+    def _where(self, function: Any) -> tuple[str, str, str]:
+        return self.phase, str(function), self.modules[-1] if self.modules else ""
+
+    def peak(self) -> Peak:
+        by = {kind: size for kind, size in self.storages.peak_by.items() if size}
+        return Peak(by, *(self.storages.peak_at or ("", "", "")))
+
+
+@contextlib.contextmanager
+def _without_triton() -> Iterator[None]:
+    """TRL's loss as on CUDA, where Triton kernels work on each tile in place."""
+    from trl.kernels import chunked_logprob
+
+    nothing = {name: lambda *args, **kwargs: None
+               for name in ("_forward_tile", "_backward_tile", "_addmm_fp32")}
+    with mock.patch.multiple(chunked_logprob, **nothing):
+        yield
