@@ -182,10 +182,13 @@ def _attention_bytes(s: Settings) -> float:
     if s.kernel == "sdpa-efficient":  # the same, keys and values repeated for every head
         return size * 4 * all_heads + FP32 * arch.heads
     scores = arch.heads * s.seq
-    if s.kernel == "sdpa-math":  # in fp32, with the probabilities
-        return FP32 * (4 * all_heads + scores)
-    kept = size * 4 * all_heads + (FP32 + size * (s.product != torch.float32)) * scores
-    return kept + (size * scores if arch.softcap else 0)  # and tanh's result
+    dropped = 0.1 if arch.family == "gpt2" else 0.0
+    if s.kernel == "sdpa-math":  # in fp32, with the probabilities, and with dropout those left
+        return FP32 * (3 * all_heads + scores) + (scores * (FP32 + 1) if dropped else 0)
+    kept = size * 3 * all_heads + scores * (FP32 + size * (s.product != torch.float32))
+    if arch.softcap:  # tanh's result
+        kept += scores * size
+    return kept + (scores * (size + 1) if dropped else 0)
 
 
 def _input_bytes(s: Settings) -> float:
@@ -215,8 +218,9 @@ def _input_bytes(s: Settings) -> float:
             kept += layer.inputs * wanted.itemsize
         elif group not in shared:
             shared.add(group)
-            # The attention kernel keeps its output already.
-            if not layer.path.endswith(("o_proj", "attn.c_proj")) or s.kernel != "sdpa-flash":
+            # Two of the attention kernels keep their output already.
+            fused = s.kernel in ("sdpa-flash", "sdpa-efficient")
+            if not (fused and layer.path.endswith(("o_proj", "attn.c_proj"))):
                 kept += layer.inputs * given.itemsize
     return kept
 
@@ -237,17 +241,38 @@ def activation_bytes(s: Settings) -> tuple[float, float]:
     tail = s.tokens * (FP32 * arch.hidden + FP32 + 3 * INT64)
     if s.method == "full":
         tail += s.tokens * arch.hidden * 2 * s.stream.itemsize
+    copies = _cast_bytes(s)
     if s.checkpointing:
-        return tail + arch.layers * s.tokens * arch.hidden * s.stream.itemsize, block
-    cache = 0.0
-    if s.loss == "hf":  # `outputs` holds keys and values, which a plain loop leaves on
-        cache = 2 * s.tokens * arch.kv_heads * arch.head_dim * s.product.itemsize
+        kept = arch.layers * s.tokens * arch.hidden * s.stream.itemsize
+        return tail + kept, block + copies / arch.layers
+    return tail + copies + arch.layers * (block + _cache_bytes(s)), block
+
+
+def _cast_bytes(s: Settings) -> float:
+    """Copies of weights in the compute dtype, which autocast makes and backward needs."""
+    if not s.autocast:
+        return 0
     copies = 0
-    if s.autocast and s.method != "full" and s.adapter != s.compute:
-        copies = sum(trained_sizes(s)) * s.compute.itemsize
-    if s.autocast and s.method == "full" and s.dtype != s.compute:
-        copies = arch.quantisable * s.compute.itemsize
-    return tail + copies + arch.layers * (block + cache), block
+    if s.method != "qlora" and s.dtype != s.compute:
+        copies = s.arch.quantisable
+    if s.method != "full" and s.adapter != s.compute:
+        copies += sum(trained_sizes(s))
+    return copies * s.compute.itemsize
+
+
+def _cache_bytes(s: Settings) -> float:
+    """Keys and values of a block that `outputs` holds in a plain loop, where they are copies.
+
+    A model makes its cache in training too, unless checkpointing turns it off. The attention
+    kernel keeps the cached tensors themselves, if it neither casts nor repeats nor scales them.
+    """
+    grouped = s.arch.kv_heads != s.arch.heads
+    cast = s.autocast and s.stream != s.compute
+    own = cast or s.kernel == "sdpa-math" or (grouped and s.kernel != "sdpa-flash")
+    if s.loss != "hf" or not own:
+        return 0
+    size = max(s.stream.itemsize, s.product.itemsize)
+    return 2 * s.tokens * s.arch.kv_heads * s.arch.head_dim * size
 
 
 def loss_bytes(s: Settings) -> float:
@@ -316,7 +341,7 @@ def moments(s: Settings, held: dict[str, int]) -> list[tuple[str, dict[str, floa
         ("in the backward pass of the first block",
          always | {"activations": kept / layers, "temporary": again + during}),
         ("in the backward pass of the embedding",
-         always | {"temporary": head if s.arch.tied else 0}),
+         always | {"temporary": 2 * head if s.arch.tied else 0}),
         ("in the optimizer's step", always | {"temporary": step_bytes(s)}),
     ]  # fmt: skip
 

@@ -51,12 +51,22 @@ def _efficient(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value:
 
 def _math(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
           mask: Any, dropout: float = 0.0, scaling: float | None = None, **rest: Any) -> Any:
+    # `_scaled_dot_product_attention_math` in PyTorch's attention.cpp, written out so that its
+    # dropout is a GPU's too.
     query, key, value = _as_autocast(query, key, value)
-    made = aten._scaled_dot_product_attention_math(
-        query, key, value, None, dropout, True, scale=scaling,
-        enable_gqa=getattr(module, "num_key_value_groups", 1) > 1,
-    )  # fmt: skip
-    return made[0].transpose(1, 2).contiguous(), None
+    given = query.dtype
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
+    query, key, value = (states.float() for states in (query, key, value))
+    root = (scaling or query.shape[-1] ** -0.5) ** 0.5
+    shut = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril().logical_not()
+    with torch.autocast("cpu", enabled=False):
+        scores = (query * root) @ (key.transpose(-2, -1) * root)
+        scores = scores.add_(torch.zeros_like(shut, dtype=scores.dtype).masked_fill_(shut, -1e38))
+        shares = nn.functional.dropout(aten._safe_softmax(scores, -1), dropout)
+        made = (shares @ value).to(given)
+    return made.transpose(1, 2).contiguous(), None
 
 
 _CALLS = {"sdpa-flash": _flash, "sdpa-efficient": _efficient, "sdpa-math": _math}
@@ -70,18 +80,24 @@ def _as_autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 @contextlib.contextmanager
-def autocast(dtype: torch.dtype | None) -> Iterator[None]:
-    """CUDA's autocast, without CUDA: PEFT asks whether that is on, the tensors are a CPU's."""
-    if dtype is None:
-        yield
-        return
+def seen_as_autocast(on: bool) -> Iterator[None]:
+    """PEFT asks whether CUDA's autocast is on, where a CPU's tensors go by the CPU's.
+
+    For forward and backward: a checkpoint that runs a block again restores the CPU's alone.
+    """
     before = torch.is_autocast_enabled("cuda")
-    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_enabled("cuda", on)
     try:
-        with torch.autocast("cpu", dtype=dtype):
-            yield
+        yield
     finally:
         torch.set_autocast_enabled("cuda", before)
+
+
+def dropout(
+    input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> torch.Tensor:
+    """Dropout as a GPU does it: the values and a mask of one byte each. A CPU's mask is wider."""
+    return torch.native_dropout(input, p, True)[0] if training and p else input
 
 
 def hidden_bytes(function: Any, arguments: tuple[Any, ...]) -> int:

@@ -238,11 +238,13 @@ class Step:
     def run(self) -> None:
         """Forward, backward and the optimizer's step, on tokens without padding."""
         shape = self.settings.batch, self.settings.seq
-        with self.storages, self._hooks():
+        autocast = self.settings.autocast
+        as_on_gpu = mock.patch.object(nn.functional, "dropout", kernels.dropout)
+        with self.storages, self._hooks(), kernels.seen_as_autocast(autocast), as_on_gpu:
             self._enter("forward", "activations")
             ids = torch.zeros(shape, dtype=torch.long)
             labels = torch.zeros(shape, dtype=torch.long)
-            with kernels.autocast(self.settings.compute if self.settings.autocast else None):
+            with torch.autocast("cpu", dtype=self.settings.compute, enabled=autocast):
                 outputs = self._forward(ids, labels)
             loss = outputs.loss
             if self.settings.loss != "hf":
