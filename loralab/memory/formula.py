@@ -157,18 +157,17 @@ def block_bytes_per_token(s: Settings) -> float:
     stream, product = s.stream.itemsize, s.product.itemsize
     if arch.family == "gpt2":
         # Two LayerNorms keep their input, a mean and a deviation; two dropouts a mask.
-        kept = 2 * (stream * width + 2 * FP32) + 2 * width
+        kept = 2 * (s.normed.itemsize * width + 2 * FP32) + 2 * width
         # gelu, written out: x, tanh(...), x / 2 and 1 + tanh(...).
         kept += product * 4 * arch.intermediate
     else:
         # Norms keep their input in fp32 and one number; trained, the normalised values as well.
-        norms = 4 if arch.family == "gemma2" else 2
+        gemma = arch.family == "gemma2"  # multiplies by its weights in fp32
+        norms = 4 if gemma else 2
         kept = norms * (FP32 * width + FP32)
-        kept += norms * stream * width if s.method == "full" else 0
+        kept += norms * (FP32 if gemma else stream) * width if s.method == "full" else 0
         # act(gate) * up keeps gate, act(gate) and up.
         kept += product * 3 * arch.intermediate
-        if arch.family == "gemma2":  # tanh-gelu is one operation there
-            kept += 0
     return kept + _attention_bytes(s) + _input_bytes(s)
 
 
@@ -176,37 +175,61 @@ def _attention_bytes(s: Settings) -> float:
     """What the attention kernel keeps, for each token."""
     arch = s.arch
     all_heads, grouped = arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
-    size = s.product.itemsize
+    size = s.attended.itemsize
     if s.kernel == "sdpa-flash":  # queries, keys, values, output, one number a head
-        return size * (2 * all_heads + 2 * grouped) + FP32 * arch.heads
+        return size * (2 * all_heads + 2 * grouped) + FP32 * arch.heads + _views_bytes(s)
     if s.kernel == "sdpa-efficient":  # the same, keys and values repeated for every head
-        return size * 4 * all_heads + FP32 * arch.heads
+        return size * 4 * all_heads + FP32 * arch.heads + _views_bytes(s)
     scores = arch.heads * s.seq
-    dropped = 0.1 if arch.family == "gpt2" else 0.0
-    if s.kernel == "sdpa-math":  # in fp32, with the probabilities, and with dropout those left
-        return FP32 * (3 * all_heads + scores) + (scores * (FP32 + 1) if dropped else 0)
-    kept = size * 3 * all_heads + scores * (FP32 + size * (s.product != torch.float32))
+    dropout = arch.family == "gpt2"  # of the probabilities: those left, and a mask
+    if s.kernel == "sdpa-math":  # in fp32, with the probabilities
+        return FP32 * (3 * all_heads + scores) + (scores * (FP32 + 1) if dropout else 0)
+    softmax = FP32 if s.autocast or not dropout else size  # GPT-2 leaves its dtype to autocast
+    kept = size * 3 * all_heads + scores * softmax
+    if dropout:
+        return kept + scores * (size + 1)
     if arch.softcap:  # tanh's result
         kept += scores * size
-    return kept + (scores * (size + 1) if dropped else 0)
+    return kept + (scores * size if size != softmax else 0)
 
 
-def _input_bytes(s: Settings) -> float:
-    """Inputs that linear layers and adapters of one block keep, for each token."""
-    stream, product = s.stream, s.product
+def _views_bytes(s: Settings) -> float:
+    """What a fused projection adds for each token: a kept view keeps all of what it views.
+
+    GPT-2's queries are a view of it, and so are Phi-3's values; where there is a cache, keys and
+    values are copies. Under autocast from fp32 all three are.
+    """
+    if s.stream != s.attended:
+        return 0
+    cached = not s.checkpointing and s.loss != "trl"
+    copied = {"gpt2": 2 if cached else 0, "phi3": 0 if cached else 2}.get(s.arch.family, 0)
+    return copied * s.arch.heads * s.arch.head_dim * s.product.itemsize
+
+
+def _input_bytes(s: Settings, within: str = "") -> float:
+    """Inputs that linear layers and adapters of one block keep, for each token.
+
+    `within`: count only layers in whose path this is.
+    """
+    product = s.product
     attention_in = {"q_proj", "k_proj", "v_proj", "qkv_proj", "c_attn"}
     mlp_in = {"gate_proj", "up_proj", "gate_up_proj", "c_fc"}
-    first = [layer for layer in s.arch.linear if _block_of(layer) == 0]
+    first = [layer for layer in s.arch.linear if _block_of(layer) == 0 and within in layer.path]
     adapted = {layer.path for layer in s.adapted}
     kept = 0.0
     shared: set[str] = set()
     for layer in first:
         group = ("attention" if layer.name in attention_in else
                  "mlp" if layer.name in mlp_in else layer.path)
-        given = stream if group in ("attention", "mlp") else product
+        given = s.normed if group in ("attention", "mlp") else product
+        if layer.path.endswith(("o_proj", "attn.c_proj")):
+            given = s.attended
+        cast = False
         if s.method == "full":
             wanted = s.compute if s.autocast else given
         elif layer.path in adapted:
+            # On a 16-bit layer PEFT casts to the adapter's dtype even if autocast casts again.
+            cast = s.method == "lora" and s.adapter != given
             wanted = s.compute if s.autocast else s.adapter
             kept += s.rank * wanted.itemsize
             if s.dropout:
@@ -214,7 +237,7 @@ def _input_bytes(s: Settings) -> float:
                 continue
         else:
             continue
-        if wanted != given:  # cast for each of them
+        if cast or wanted != given:  # cast for each of them
             kept += layer.inputs * wanted.itemsize
         elif group not in shared:
             shared.add(group)
@@ -271,7 +294,7 @@ def _cache_bytes(s: Settings) -> float:
     own = cast or s.kernel == "sdpa-math" or (grouped and s.kernel != "sdpa-flash")
     if s.loss != "hf" or not own:
         return 0
-    size = max(s.stream.itemsize, s.product.itemsize)
+    size = max(s.stream.itemsize, s.attended.itemsize)
     return 2 * s.tokens * s.arch.kv_heads * s.arch.head_dim * size
 
 
@@ -284,7 +307,7 @@ def loss_bytes(s: Settings) -> float:
     a trained head also its gradient, in fp32 and then in its own dtype.
     """
     arch, weight = s.arch, s.unquantised
-    size = s.product.itemsize
+    size = s.attended.itemsize
     cast = s.compute.itemsize if s.autocast and weight != s.compute else 0  # of the head's weight
     if s.loss == "trl":
         compute = (s.compute if s.autocast else s.stream).itemsize
@@ -293,7 +316,10 @@ def loss_bytes(s: Settings) -> float:
         if s.method == "full":
             extra = weight.itemsize if weight != torch.float32 else 0
             hidden += arch.vocab * arch.hidden * (FP32 + extra)
-        return tile + hidden + cast * min(arch.vocab, 32768) * arch.hidden
+        if s.autocast and s.stream != s.compute:  # of a tile's tokens
+            hidden += min(s.tokens, 4096) * arch.hidden * compute
+        # Of a tile's words, and of the tile before.
+        return tile + hidden + cast * min(arch.vocab, 2 * 32768) * arch.hidden
     logits = s.tokens * arch.vocab * (3 * FP32 + (size if s.loss == "hf" else 0))
     if arch.softcap:
         logits += s.tokens * arch.vocab * size
@@ -303,14 +329,18 @@ def loss_bytes(s: Settings) -> float:
 def backward_bytes(s: Settings) -> float:
     """Temporary bytes in the backward pass of one block, beside what it keeps.
 
-    Gradients of the MLP's three wide tensors and of the hidden states. In QLoRA one layer's codes
-    are turned back into the compute dtype at a time.
+    The MLP comes first: gradients of its wide tensors and of the hidden states. Then attention,
+    which writes two gradients of all scores if it keeps them; by then the MLP has let its own go.
+    In QLoRA one layer's codes are turned back into the compute dtype at a time.
     """
     arch = s.arch
-    wide = 2 * arch.intermediate * s.product.itemsize + 2 * arch.hidden * s.stream.itemsize
-    found = s.tokens * wide
+    found = s.tokens * 2 * (arch.intermediate * s.product.itemsize + arch.hidden * s.stream.itemsize)
     if s.method == "qlora":
         found += max(layer.weights for layer in arch.linear) * s.compute.itemsize
+    if s.kernel in ("sdpa-math", "eager"):
+        scores = s.tokens * arch.heads * s.seq * 2 * FP32
+        mlp = 3 * arch.intermediate * s.product.itemsize + _input_bytes(s, "mlp")
+        found = max(found, scores - s.tokens * (mlp + FP32 * arch.hidden))
     return found
 
 
@@ -330,7 +360,7 @@ def moments(s: Settings, held: dict[str, int]) -> list[tuple[str, dict[str, floa
     layers = s.arch.layers
     always = held | {"workspace": kernels.CUBLAS_WORKSPACES}
     before = always | {"gradients": 0}
-    head = s.arch.vocab * s.arch.hidden * s.dtype.itemsize if s.method == "full" else 0
+    head = s.arch.embedding * s.dtype.itemsize if s.method == "full" else 0
     again = block if s.checkpointing else 0
     during = backward_bytes(s)
     return [
@@ -339,7 +369,8 @@ def moments(s: Settings, held: dict[str, int]) -> list[tuple[str, dict[str, floa
         ("in the backward pass of the last block",
          before | {"gradients": head, "activations": kept, "temporary": again + during}),
         ("in the backward pass of the first block",
-         always | {"activations": kept / layers, "temporary": again + during}),
+         always | {"gradients": held["gradients"] - head, "activations": kept / layers,
+                   "temporary": again + during + (head if s.arch.tied else 0)}),
         ("in the backward pass of the embedding",
          always | {"temporary": 2 * head if s.arch.tied else 0}),
         ("in the optimizer's step", always | {"temporary": step_bytes(s)}),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -93,11 +94,39 @@ def seen_as_autocast(on: bool) -> Iterator[None]:
         torch.set_autocast_enabled("cuda", before)
 
 
-def dropout(
+def functions_of_a_gpu() -> Any:
+    """A context in which `torch.nn.functional` does what it does on a GPU where a CPU differs."""
+    return mock.patch.multiple(
+        nn.functional, dropout=_dropout, layer_norm=_layer_norm, softmax=_softmax)
+
+
+def _dropout(
     input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
 ) -> torch.Tensor:
-    """Dropout as a GPU does it: the values and a mask of one byte each. A CPU's mask is wider."""
+    """The values and a mask of one byte each. A CPU's mask is wider."""
     return torch.native_dropout(input, p, True)[0] if training and p else input
+
+
+def _layer_norm(input: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
+    """CUDA's autocast does it in fp32, the CPU's does not."""
+    return _LAYER_NORM(_fp32(input), *(map(_fp32, given)),
+                       **{name: _fp32(value) for name, value in named.items()})
+
+
+def _softmax(
+    input: torch.Tensor, dim: int | None = None, _stacklevel: int = 3,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """CUDA's autocast does it in fp32, the CPU's does not."""
+    return _SOFTMAX(_fp32(input), dim, _stacklevel, dtype)
+
+
+def _fp32(value: Any) -> Any:
+    autocast = torch.is_autocast_enabled("cuda")
+    return value.float() if autocast and isinstance(value, torch.Tensor) else value
+
+
+_LAYER_NORM, _SOFTMAX = nn.functional.layer_norm, nn.functional.softmax
 
 
 def hidden_bytes(function: Any, arguments: tuple[Any, ...]) -> int:
