@@ -13,7 +13,6 @@ from transformers import GPT2Config, LlamaConfig
 
 from loralab import four_bit, measure, memory
 from loralab.errors import CourseError
-from loralab.memory import formula
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -211,7 +210,7 @@ def block_formula(config, method, dtype, adapter, targets, **given):
         config, method, dtype=dtype, adapter_dtype=adapter, rank=4, targets=targets, seq=16, batch=2,
         **given,
     )  # fmt: skip
-    return formula.block_bytes_per_token(step)
+    return memory.block_bytes_per_token(step)
 
 
 def kept_by_a_block(make):
@@ -252,7 +251,7 @@ def test_checkpointing_keeps_the_input_of_each_block():
         model.activation_checkpointing_enable({"use_reentrant": False})
         saved.append(measure.saved_for_backward(model, 2, 16))
     one, two = (
-        formula.activation_bytes(memory.settings(llama(n), "full", dtype="fp32", batch=2, seq=16))[0]
+        memory.activation_bytes(memory.settings(llama(n), "full", dtype="fp32", batch=2, seq=16))[0]
         for n in (2, 3)
     )
     assert saved[0] - saved[1] == two - one == 32 * 72 * 4

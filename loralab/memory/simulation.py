@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from loralab.errors import CourseError
 from loralab.memory import architectures, kernels, optimizers
-from loralab.memory.formula import held_bytes, trained_sizes
+from loralab.memory.held import held_bytes, trained_sizes
 from loralab.memory.holdings import tensors_of
 from loralab.memory.result import LABELS, Estimate
 from loralab.memory.settings import Settings, chosen
