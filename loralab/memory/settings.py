@@ -12,32 +12,8 @@ import torch
 from loralab.errors import CourseError
 from loralab.memory import architectures
 from loralab.memory.architectures import Architecture, Linear
-from loralab.memory.vocabulary import dtype_of, name_of, one_of
-
-METHODS = ("full", "lora", "qlora")
-OPTIMIZERS = {
-    "adamw": "torch.optim.AdamW, fused: the default of transformers' Trainer",
-    "adamw_foreach": "torch.optim.AdamW as torch chooses on a GPU: temporary copies at each step",
-    "adamw_8bit": "bitsandbytes AdamW8bit",
-    "paged_adamw_8bit": "bitsandbytes PagedAdamW8bit: states of large tensors in paged memory",
-    "sgd": "torch.optim.SGD without momentum",
-}
-OTHER_NAMES = {  # transformers' names for the same
-    "adamw_torch_fused": "adamw", "adamw_torch": "adamw_foreach", "adamw_bnb_8bit": "adamw_8bit",
-    "paged_adamw": "paged_adamw_8bit",
-}  # fmt: skip
-LOSSES = {
-    "hf": "a plain loop, `outputs = model(...); outputs.loss.backward()`: the logits stay",
-    "trainer": "transformers' Trainer: the logits are let go before backward",
-    "trl": "TRL's SFTTrainer: the logits never exist as a whole",
-}
-ATTENTION = {
-    "auto": "what PyTorch chooses on a GPU of compute capability 8.0 or more",
-    "sdpa-flash": "16-bit only; keeps queries, keys, values and output",
-    "sdpa-efficient": "like flash, with keys and values repeated for every head",
-    "sdpa-math": "keeps heads x length x length numbers a layer",
-    "eager": "transformers' own: keeps several times heads x length x length",
-}
+from loralab.memory.vocabulary import dtype_of, name_of
+from loralab.memory_names import ATTENTION, LOSSES, METHODS, OPTIMIZERS, OTHER_NAMES, one_of
 
 
 @dataclass(frozen=True)
