@@ -22,7 +22,6 @@ OPTIMIZERS = {
 }
 OTHER_NAMES = {  # transformers' names for the same
     "adamw_torch_fused": "adamw", "adamw_torch": "adamw_foreach", "adamw_bnb_8bit": "adamw_8bit",
-    "paged_adamw": "paged_adamw_8bit",
 }  # fmt: skip
 LOSSES = {
     "hf": "a plain loop, `outputs = model(...); outputs.loss.backward()`: the logits stay",

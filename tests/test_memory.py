@@ -151,6 +151,12 @@ def test_eight_bit_adam_quantises_large_tensors_only():
     assert min(sizes) < 4096 <= max(sizes)
 
 
+def test_only_full_fine_tuning_has_master_weights():
+    for method in ("lora", "qlora"):
+        plain = memory.estimate("gpt2", method)
+        assert memory.estimate("gpt2", method, master_weights=True).to_dict() == plain.to_dict()
+
+
 def test_mixed_precision_with_master_weights():
     config = llama()
     model = memory.build(config, device="cpu", dtype="bf16")
@@ -338,6 +344,8 @@ def test_dtypes_of_unquantised_parts_adapters_and_compute_are_separate():
         (lambda: memory.estimate("gpt2", "lora", targets=["q_proj"]), "c_attn"),
         (lambda: memory.estimate("gpt2", "lora", rnak=8), "rank"),
         (lambda: memory.estimate("gpt2", "lora", rank=0), "1 or more"),
+        (lambda: memory.estimate("gpt2", "lora", dropout=1.5), "below 1"),
+        (lambda: memory.estimate("gpt2", "lora", optimizer="paged_adamw"), "paged_adamw_8bit"),
         (lambda: memory.estimate("gpt2", "lora", rank=1024), "768"),
         (lambda: memory.estimate("llama-3.2-1b", "lora", rank=1024), "512"),
         (lambda: memory.estimate("gpt2", seq=2048), "1024"),

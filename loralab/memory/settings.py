@@ -157,7 +157,8 @@ def settings(
     made = Settings(
         arch=arch, method=method, dtype=base, compute=dtype_of(compute_dtype),
         adapter=dtype_of(adapter_dtype), autocast=autocast,
-        kbit_prep=kbit_prep and method == "qlora", master_weights=master_weights,
+        kbit_prep=kbit_prep and method == "qlora",
+        master_weights=master_weights and method == "full",
         optimizer=optimizer, rank=rank, alpha=alpha, dropout=dropout,
         targets=wanted if isinstance(wanted, str) else ",".join(wanted), adapted=adapted,
         double_quant=double_quant, batch=batch, seq=seq, checkpointing=checkpointing, loss=loss,
@@ -181,6 +182,8 @@ def _can_train(made: Settings) -> None:
     for name in ("rank", "batch", "seq"):
         if getattr(made, name) < 1:
             raise CourseError(f"{name} is {getattr(made, name)}.", "It must be 1 or more.")
+    if not 0 <= made.dropout < 1:
+        raise CourseError(f"dropout is {made.dropout}.", "It is a share, from 0 to below 1.")
     if made.seq > made.arch.length:
         raise CourseError(
             f"{made.arch.name} takes at most {made.arch.length:,} tokens; seq is {made.seq:,}.",
