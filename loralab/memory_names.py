@@ -111,3 +111,17 @@ def unknown_model(model: str) -> CourseError | None:
         f"Unknown model: {model!r}.",
         f"Use one of {', '.join(near)}; a folder or a config.json; or a hub id.",
     )
+
+
+_KNOWN = {
+    "method": METHODS, "optimizer": (*OPTIMIZERS, *OTHER_NAMES), "loss": LOSSES,
+    "attention": ATTENTION, "dtype": DTYPES, "adapter_dtype": DTYPES, "compute_dtype": DTYPES,
+}  # fmt: skip
+
+
+def check(setting: str, value: Any) -> None:
+    """Raises CourseError for a value that is no name of that setting, as far as names tell."""
+    if setting == "model" and (wrong := unknown_model(value)):
+        raise wrong
+    if setting in _KNOWN:
+        one_of(value, _KNOWN[setting], setting.replace("_dtype", " dtype"))
