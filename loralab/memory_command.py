@@ -50,7 +50,7 @@ def _said(value: Any) -> str:
     """A value as it is given on the command line."""
     if isinstance(value, bool):
         return "on" if value else "off"
-    return "as the loss has it" if value is None else str(value)
+    return "by the others" if value is None else str(value)
 
 
 def _option(kind: Any, *names: str, text: str, panel: str, metavar: str | None = None) -> Any:
@@ -97,7 +97,7 @@ ComputeDtype = _option(str | None, "--compute-dtype", panel=STEP,
                        metavar=_choice(memory_names.DTYPES),
                        text="Of matrix products, under autocast and in 4-bit layers.")
 Gpu = _option(str | None, "--gpu", panel=SHOWN, metavar="24GB",
-              text="Does it fit this card, and if not, what would make it fit? A card's GB are GiB.")
+              text="Does it fit this card? If not, what would make it fit? Its GB are GiB.")
 Simulated = _option(bool, "--simulate", panel=SHOWN,
                     text="Run the step on tensors without data, rather than add up formulas.")
 Compare = _option(str | None, "--compare", panel=SHOWN, metavar="METHOD,METHOD",
