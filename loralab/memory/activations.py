@@ -176,7 +176,8 @@ def backward_bytes(s: Settings) -> float:
     if s.method == "qlora":
         found += max(layer.weights for layer in arch.linear) * s.compute.itemsize
     if s.kernel in ("sdpa-math", "eager"):
-        scores = s.tokens * arch.heads * s.seq * 2 * FP32
+        copy = s.attended.itemsize % FP32 if s.kernel == "eager" else 0  # of the shares, gone by then
+        scores = s.tokens * arch.heads * s.seq * (2 * FP32 - copy)
         mlp = 3 * arch.intermediate * s.product.itemsize + _input_bytes(s, "mlp")
         found = max(found, scores - s.tokens * (mlp + FP32 * arch.hidden))
     return found
