@@ -59,13 +59,23 @@ def _attention_bytes(s: Settings) -> float:
     return kept + (scores * size if size != softmax else 0)
 
 
+def _cast_for_attention(s: Settings) -> bool:
+    """Whether queries and keys reach attention in fp32 and autocast casts them there.
+
+    Rotary embeddings multiply by numbers of the hidden states' dtype; GPT-2 has none.
+    """
+    if s.arch.family == "gpt2":
+        return s.product != s.attended
+    return s.stream != s.attended
+
+
 def _views_bytes(s: Settings) -> float:
     """What a fused projection adds for each token: a kept view keeps all of what it views.
 
     GPT-2's queries are a view of it, and so are Phi-3's values; where there is a cache, keys and
     values are copies. Under autocast from fp32 all three are.
     """
-    if s.stream != s.attended:
+    if _cast_for_attention(s):
         return 0
     cached = not s.checkpointing and s.loss != "trl"
     copied = {"gpt2": 2 if cached else 0, "phi3": 0 if cached else 2}.get(s.arch.family, 0)
@@ -156,8 +166,7 @@ def _cache_bytes(s: Settings) -> float:
     kernel keeps the cached tensors themselves, if it neither casts nor repeats nor scales them.
     """
     grouped = s.arch.kv_heads != s.arch.heads
-    cast = s.autocast and s.stream != s.compute
-    own = cast or s.kernel == "sdpa-math" or (grouped and s.kernel != "sdpa-flash")
+    own = _cast_for_attention(s) or s.kernel == "sdpa-math" or (grouped and s.kernel != "sdpa-flash")
     if s.loss != "hf" or not own:
         return 0
     size = max(s.stream.itemsize, s.attended.itemsize)

@@ -98,6 +98,8 @@ def moments(s: Settings, held: dict[str, int]) -> list[tuple[str, dict[str, floa
     layers = s.arch.layers
     always = held | {"workspace": kernels.CUBLAS_WORKSPACES}
     before = always | {"gradients": 0}
+    if s.loss == "hf":  # `outputs` is there until the next step's
+        always = always | {"logits": s.tokens * s.arch.vocab * s.attended.itemsize}
     head = s.arch.embedding * s.dtype.itemsize if s.method == "full" else 0
     again = block if s.checkpointing else 0
     during = backward_bytes(s)
@@ -105,7 +107,7 @@ def moments(s: Settings, held: dict[str, int]) -> list[tuple[str, dict[str, floa
         ("in the backward pass of the loss",
          before | {"activations": kept, "logits": loss_bytes(s)}),
         ("in the backward pass of the last block",
-         before | {"gradients": head, "activations": kept, "temporary": again + during}),
+         always | {"gradients": head, "activations": kept, "temporary": again + during}),
         ("in the backward pass of the first block",
          always | {"gradients": held["gradients"] - head, "activations": kept / layers,
                    "temporary": again + during + (head if s.arch.tied else 0)}),
