@@ -109,9 +109,7 @@ def moments(s: Settings, held: dict[str, int]) -> list[tuple[str, dict[str, floa
     again = block if s.checkpointing else 0
     during = backward_bytes(s)
     outputs = 0.0 if s.loss == "hf" else s.arch.layers * cache_beside(s)  # let go before backward
-    return [
-        ("in the forward pass of the loss",
-         before | {"activations": kept + outputs, "logits": loss_bytes(s, forward=True)}),
+    found = [
         ("in the backward pass of the loss",
          before | {"activations": kept, "logits": loss_bytes(s)}),
         ("in the backward pass of the last block",
@@ -123,4 +121,9 @@ def moments(s: Settings, held: dict[str, int]) -> list[tuple[str, dict[str, floa
          always | {"temporary": 2 * head if s.arch.tied else 0}),
         ("in the optimizer's step", always | {"temporary": step_bytes(s)}),
     ]  # fmt: skip
+    if s.loss != "trl":  # whose two passes over the tiles are alike
+        logits = loss_bytes(s, forward=True)
+        found.append(("in the forward pass of the loss",
+                      before | {"activations": kept + outputs, "logits": logits}))
+    return found
 
