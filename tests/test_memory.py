@@ -274,7 +274,7 @@ def test_trainer_lets_the_logits_go_and_a_plain_loop_does_not():
 
 SMALL = dict(hidden_size=256, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4)
 OTHERS = {
-    "gpt_neox": SMALL, "opt": dict(hidden_size=256, ffn_dim=512, num_hidden_layers=3),
+    "gpt_neox": SMALL, "opt": SMALL | dict(ffn_dim=512, word_embed_proj_dim=256),
     "qwen3": SMALL | dict(num_key_value_heads=2, head_dim=64),
     "mixtral": SMALL | dict(num_key_value_heads=2), "olmo2": SMALL, "phi": SMALL,
     "bloom": dict(hidden_size=256, n_layer=3, n_head=4),
