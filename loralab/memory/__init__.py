@@ -32,7 +32,8 @@ from loralab.memory.vocabulary import DTYPES, dtype_of, name_of
 
 __all__ = [
     "ARCHITECTURES", "ATTENTION", "Architecture", "COLOURS", "DTYPES", "Estimate", "GB", "GiB",
-    "HELD", "LABELS", "LOSSES", "Linear", "METHODS", "OPTIMIZERS", "Settings", "activation_bytes", "block_bytes_per_token", "build",
-    "configuration", "describe", "dtype_of", "estimate", "fully_stated_runs", "lora_sizes", "name_of", "nf4_bytes",
-    "on_card", "optimizer_bytes", "published", "settings", "simulate", "targeted",
+    "HELD", "LABELS", "LOSSES", "Linear", "METHODS", "OPTIMIZERS", "Settings", "activation_bytes",
+    "block_bytes_per_token", "build", "configuration", "describe", "dtype_of", "estimate",
+    "fully_stated_runs", "lora_sizes", "name_of", "nf4_bytes", "on_card", "optimizer_bytes",
+    "published", "settings", "simulate", "targeted",
 ]  # fmt: skip

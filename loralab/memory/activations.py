@@ -59,13 +59,23 @@ def _attention_bytes(s: Settings) -> float:
     return kept + (scores * size if size != softmax else 0)
 
 
+def _cast_for_attention(s: Settings) -> bool:
+    """Whether queries and keys reach attention in fp32 and autocast casts them there.
+
+    Rotary embeddings multiply by numbers of the hidden states' dtype; GPT-2 has none.
+    """
+    if s.arch.family == "gpt2":
+        return s.product != s.attended
+    return s.stream != s.attended
+
+
 def _views_bytes(s: Settings) -> float:
     """What a fused projection adds for each token: a kept view keeps all of what it views.
 
     GPT-2's queries are a view of it, and so are Phi-3's values; where there is a cache, keys and
     values are copies. Under autocast from fp32 all three are.
     """
-    if s.stream != s.attended:
+    if _cast_for_attention(s):
         return 0
     cached = not s.checkpointing and s.loss != "trl"
     copied = {"gpt2": 2 if cached else 0, "phi3": 0 if cached else 2}.get(s.arch.family, 0)
@@ -134,7 +144,7 @@ def activation_bytes(s: Settings) -> tuple[float, float]:
     if s.checkpointing:
         kept = arch.layers * s.tokens * arch.hidden * s.stream.itemsize
         return tail + kept, block + copies / arch.layers
-    return tail + copies + arch.layers * (block + _cache_bytes(s)), block
+    return tail + copies + arch.layers * (block + (cache_beside(s) if s.loss == "hf" else 0)), block
 
 
 def _cast_bytes(s: Settings) -> float:
@@ -149,19 +159,23 @@ def _cast_bytes(s: Settings) -> float:
     return copies * s.compute.itemsize
 
 
-def _cache_bytes(s: Settings) -> float:
-    """Keys and values of a block that `outputs` holds in a plain loop, where they are copies.
+def cache_beside(s: Settings) -> float:
+    """Of a block's cached keys and values those that are beside what attention keeps.
 
     A model makes its cache in training too, unless checkpointing turns it off. The attention
     kernel keeps the cached tensors themselves, if it neither casts nor repeats nor scales them.
     """
-    grouped = s.arch.kv_heads != s.arch.heads
-    cast = s.autocast and s.stream != s.compute
-    own = cast or s.kernel == "sdpa-math" or (grouped and s.kernel != "sdpa-flash")
-    if s.loss != "hf" or not own:
+    repeated = s.arch.kv_heads != s.arch.heads and s.kernel != "sdpa-flash"
+    copied = _cast_for_attention(s) or s.kernel == "sdpa-math" or repeated
+    return cached_bytes(s) / s.arch.layers if copied else 0
+
+
+def cached_bytes(s: Settings) -> float:
+    """Keys and values of all blocks that `outputs` holds. TRL's trainer asks for none."""
+    if s.loss == "trl" or s.checkpointing:
         return 0
     size = max(s.stream.itemsize, s.attended.itemsize)
-    return 2 * s.tokens * s.arch.kv_heads * s.arch.head_dim * size
+    return 2 * s.tokens * s.arch.layers * s.arch.kv_heads * s.arch.head_dim * size
 
 
 def backward_bytes(s: Settings) -> float:
@@ -172,11 +186,15 @@ def backward_bytes(s: Settings) -> float:
     In QLoRA one layer's codes are turned back into the compute dtype at a time.
     """
     arch = s.arch
-    found = s.tokens * 2 * (arch.intermediate * s.product.itemsize + arch.hidden * s.stream.itemsize)
+    wide, narrow = arch.intermediate * s.product.itemsize, arch.hidden * s.stream.itemsize
+    found = s.tokens * 2 * (wide + narrow)
     if s.method == "qlora":
         found += max(layer.weights for layer in arch.linear) * s.compute.itemsize
     if s.kernel in ("sdpa-math", "eager"):
-        scores = s.tokens * arch.heads * s.seq * 2 * FP32
-        mlp = 3 * arch.intermediate * s.product.itemsize + _input_bytes(s, "mlp")
+        gone = s.attended.itemsize % FP32 if s.kernel == "eager" else 0  # the shares' cast
+        if arch.family == "gpt2":
+            gone = FP32  # the shares that dropout left
+        scores = s.tokens * arch.heads * s.seq * (2 * FP32 - gone)
+        mlp = (4 if arch.family == "gpt2" else 3) * wide + _input_bytes(s, "mlp")
         found = max(found, scores - s.tokens * (mlp + FP32 * arch.hidden))
     return found

@@ -183,7 +183,7 @@ def _describe(model: nn.Module, name: str) -> Architecture:
             top = Linear(path, head.in_features, head.out_features)
         elif isinstance(module, Conv1D):  # GPT-2 stores its weights (in, out)
             linear.append(Linear(path, *module.weight.shape))
-        elif type(module) is nn.Linear:
+        elif isinstance(module, nn.Linear):
             linear.append(Linear(path, module.in_features, module.out_features))
     config = model.config
     heads = config.num_attention_heads

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from loralab.memory import kernels
-from loralab.memory.activations import activation_bytes, backward_bytes
+from loralab.memory.activations import activation_bytes, backward_bytes, cache_beside, cached_bytes
 from loralab.memory.held import FP32, held_bytes, trained_sizes
 from loralab.memory.result import HELD, LABELS, Estimate
 from loralab.memory.settings import Settings, chosen
@@ -33,8 +33,8 @@ def estimate(model: Any, method: str = "qlora", **given: Any) -> Estimate:
     sequences of seq=512 tokens, padding included; checkpointing=True; loss="hf" (of `LOSSES`);
     attention="auto" (of `ATTENTION`).
 
-    The peak is the fullest of three moments: the loss's backward pass, when all activations are
-    alive and no gradient is; a block's backward pass; the optimizer's step. Raises CourseError for
+    The peak is the fullest of the moments in `moments`: at the loss, when all activations are alive
+    and no gradient is; in a block's backward pass; in the optimizer's step. Raises CourseError for
     settings that do not exist or cannot train.
     """
     step = chosen(model, method, given)
@@ -54,8 +54,8 @@ def estimate(model: Any, method: str = "qlora", **given: Any) -> Estimate:
 # --- loss and step -------------------------------------------------------------------------------
 
 
-def loss_bytes(s: Settings) -> float:
-    """Bytes of logits and loss when backward is at the loss.
+def loss_bytes(s: Settings, forward: bool = False) -> float:
+    """Bytes of logits and loss when backward is at the loss, or when forward is.
 
     "hf": the logits, their log-probabilities and two gradients in fp32: vocabulary x
     (logits + 12) bytes a token. "trainer" has let the logits themselves go. "trl" never has them:
@@ -76,7 +76,10 @@ def loss_bytes(s: Settings) -> float:
             hidden += min(s.tokens, 4096) * arch.hidden * compute
         # Of a tile's words, and of the tile before.
         return tile + hidden + cast * min(arch.vocab, 2 * 32768) * arch.hidden
-    logits = s.tokens * arch.vocab * (3 * FP32 + (size if s.loss == "hf" else 0))
+    numbers = 3 * FP32 + (size if s.loss == "hf" else 0)
+    if forward:  # logits, their fp32 copy if they are not, log-probabilities
+        numbers = size + (FP32 if size != FP32 else 0) + FP32
+    logits = s.tokens * arch.vocab * numbers
     if arch.softcap:
         logits += s.tokens * arch.vocab * size
     return logits + cast * arch.vocab * arch.hidden
@@ -95,22 +98,32 @@ def step_bytes(s: Settings) -> int:
 def moments(s: Settings, held: dict[str, int]) -> list[tuple[str, dict[str, float]]]:
     """(when, bytes by component) at each moment that may be the peak."""
     kept, block = activation_bytes(s)
-    layers = s.arch.layers
+    first = kept / s.arch.layers
     always = held | {"workspace": kernels.CUBLAS_WORKSPACES}
     before = always | {"gradients": 0}
+    if s.loss == "hf":  # `outputs` is there until the next step's
+        always = always | {"logits": s.tokens * s.arch.vocab * s.attended.itemsize,
+                           "activations": cached_bytes(s)}
+        first += cached_bytes(s)
     head = s.arch.embedding * s.dtype.itemsize if s.method == "full" else 0
     again = block if s.checkpointing else 0
     during = backward_bytes(s)
-    return [
+    outputs = 0.0 if s.loss == "hf" else s.arch.layers * cache_beside(s)  # let go before backward
+    found = [
         ("in the backward pass of the loss",
          before | {"activations": kept, "logits": loss_bytes(s)}),
         ("in the backward pass of the last block",
-         before | {"gradients": head, "activations": kept, "temporary": again + during}),
+         always | {"gradients": head, "activations": kept, "temporary": again + during}),
         ("in the backward pass of the first block",
-         always | {"gradients": held["gradients"] - head, "activations": kept / layers,
+         always | {"gradients": held["gradients"] - head, "activations": first,
                    "temporary": again + during + (head if s.arch.tied else 0)}),
         ("in the backward pass of the embedding",
          always | {"temporary": 2 * head if s.arch.tied else 0}),
         ("in the optimizer's step", always | {"temporary": step_bytes(s)}),
     ]  # fmt: skip
+    if s.loss != "trl":  # whose two passes over the tiles are alike
+        logits = loss_bytes(s, forward=True)
+        found.append(("in the forward pass of the loss",
+                      before | {"activations": kept + outputs, "logits": logits}))
+    return found
 

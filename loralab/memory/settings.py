@@ -58,8 +58,16 @@ class Settings:
 
     @property
     def stream(self) -> torch.dtype:
-        """Of the hidden states between blocks: that of the embedding they come from."""
-        return self.unquantised
+        """Of the hidden states between blocks: that of the embedding they come from.
+
+        Where 4-bit layers give back what a LayerNorm under autocast made, it is fp32.
+        """
+        widened = self.method == "qlora" and self.autocast and self._layer_norm
+        return torch.float32 if widened else self.unquantised
+
+    @property
+    def _layer_norm(self) -> bool:
+        return self.arch.family == "gpt2"
 
     @property
     def attended(self) -> torch.dtype:
@@ -74,8 +82,7 @@ class Settings:
     @property
     def normed(self) -> torch.dtype:
         """Of what a norm gives: its input's, but autocast does LayerNorm in fp32."""
-        layer_norm = self.arch.family == "gpt2"
-        return torch.float32 if layer_norm and self.autocast else self.stream
+        return torch.float32 if self._layer_norm and self.autocast else self.stream
 
     @property
     def kernel(self) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from loralab import memory
 
 RESULTS = Path(__file__).with_name("results.json")
+TABLE = Path(__file__).with_name("results.md")
 SIZE = 280
 MODELS = ["gpt2", "gpt2-large", "smollm2-135m", "tinyllama-1.1b", "llama-3.2-1b", "llama-2-7b",
           "llama-3.1-8b", "mistral-7b", "qwen2.5-0.5b", "qwen2.5-7b", "gemma-2-2b",
@@ -79,6 +80,26 @@ def settings() -> Iterator[dict[str, Any]]:
 def write(rows: Iterable[Row]) -> None:
     lines = [json.dumps({"settings": row.settings, "simulated": row.simulated}) for row in rows]
     RESULTS.write_text("[\n" + ",\n".join(lines) + "\n]\n", "utf-8")
+
+
+def table(rows: list[Row]) -> str:
+    """How far formula and simulation are apart, and the ten worst settings, as Markdown."""
+    errors = sorted(abs(row.error) for row in rows)
+    within = {limit: sum(error < limit for error in errors) for limit in (0.001, 0.01, 0.05)}
+    said = ", ".join(f"{count} within {limit:.1%}" for limit, count in within.items())
+    lines = [
+        "# Formula against simulation", "",
+        f"{len(rows)} settings, drawn from all that can be chosen: {said}. Median "
+        f"{errors[len(errors) // 2]:.2%}, largest {errors[-1]:.1%}. Made by "
+        "`python -m tests.memory_grid`.", "",
+        "The ten that are furthest apart:", "",
+        "| error | simulated | settings |", "|---|---|---|",
+    ]  # fmt: skip
+    for row in worst(rows):
+        size = sum(row.simulated.values()) / memory.GiB
+        said = ", ".join(f"{k}={v}" for k, v in row.settings.items())
+        lines.append(f"| {row.error:+.1%} | {size:.2f} GiB | {said} |")
+    return "\n".join(lines) + "\n"
 
 
 def read() -> list[Row]:

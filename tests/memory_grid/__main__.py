@@ -15,6 +15,7 @@ def main() -> None:
         rows.append(grid.Row(settings, memory.simulate(**settings).components))
         print(f"{number:3} {rows[-1].error:+7.2%} {json.dumps(settings)}", flush=True)
     grid.write(rows)
+    grid.TABLE.write_text(grid.table(rows), "utf-8")
     print(f"{len(rows)} settings in {time.perf_counter() - began:.0f} s")
     for row in grid.worst(rows):
         print(row)
