@@ -49,7 +49,7 @@ def show_fit(found: Estimate, fit: Fit) -> None:
     console.print(f"\nA card of {_size(fit)}: [bold {VERDICTS[fit.verdict]}]{fit.verdict}[/] "
                   f"({_range(found.device_range)} GiB).")
     if fit.proposals:
-        would = "would fit" if fit.then == FITS else "would fit perhaps; nothing fits for certain"
+        would = "would fit" if fit.then == FITS else "would fit perhaps; nothing here is certain to"
         console.print(f"The cheapest changes with which it {would}:\n")
         table = _table("change", "peak GiB", "nvidia-smi")
         table.add_column("costs", no_wrap=True)

@@ -187,7 +187,8 @@ class _Search:
         found = self._formula_says(taken, enough, WITHIN if self.simulated else 1)
         if found and self.simulated:
             found = self._predicted(taken, by_simulation=True)
-            return found if verdict(found.predicted, self.card) in (FITS, enough) else None
+            fits = found and verdict(found.predicted, self.card) in (FITS, enough)
+            return found if fits else None
         return found
 
     def _formula_says(self, taken: Sequence[Part], enough: str, slack: float) -> Proposal | None:
@@ -197,15 +198,15 @@ class _Search:
 
     def _predicted(self, taken: Sequence[Part],
                    by_simulation: bool = False) -> Proposal | None:
-        """None where the settings that the changes lead to cannot train."""
+        """None where the settings that the changes lead to cannot train, or not be simulated."""
         change = _merged(taken)
-        try:
-            step = self._chosen(change)
-        except CourseError:
-            return None
         settings = self.base | change
         predict = simulate if by_simulation else estimate
-        found = predict(self.arch, settings.pop("method"), **settings)
+        try:
+            step = self._chosen(change)
+            found = predict(self.arch, settings.pop("method"), **settings)
+        except CourseError:
+            return None
         times = self.step.batch // step.batch
         if times > 1:
             parts = dict(found.components)
