@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -205,7 +205,11 @@ def _can_train(made: Settings) -> None:
                 "any more, or leave that layer out of the targets.",
             )
     if made.kernel == "sdpa-flash" and made.attended == torch.float32:
-        raise CourseError("The flash kernel takes no fp32.", 'Use attention="auto", or autocast.')
+        why = "kbit_prep makes" if made.kbit_prep else "the weights' dtype makes"
+        raise CourseError(
+            f"The flash kernel takes 16-bit numbers only; {why} queries fp32 without autocast.",
+            f'Turn autocast on, or leave attention at "auto", which is {replace(made, attention="auto").kernel} here.',
+        )
     if made.arch.softcap and made.kernel != "eager":
         raise CourseError(
             f"{made.arch.name} caps its attention scores, which {made.kernel} cannot.",
