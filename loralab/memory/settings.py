@@ -206,9 +206,10 @@ def _can_train(made: Settings) -> None:
             )
     if made.kernel == "sdpa-flash" and made.attended == torch.float32:
         why = "kbit_prep makes" if made.kbit_prep else "the weights' dtype makes"
+        automatic = replace(made, attention="auto").kernel
         raise CourseError(
             f"The flash kernel takes 16-bit numbers only; {why} queries fp32 without autocast.",
-            f'Turn autocast on, or leave attention at "auto", which is {replace(made, attention="auto").kernel} here.',
+            f'Turn autocast on, or leave attention at "auto", which is {automatic} here.',
         )
     if made.arch.softcap and made.kernel != "eager":
         raise CourseError(

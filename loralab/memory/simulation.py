@@ -67,8 +67,9 @@ def simulate(model: Any, method: str = "qlora", **given: Any) -> Estimate:
         found = peak_of(step)
     except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
         said = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        name, attention = step.arch.name, step.kernel
         raise CourseError(
-            f"A step of {step.arch.name} cannot be simulated with {step.kernel} attention ({said}).",
+            f"A step of {name} cannot be simulated with {attention} attention ({said}).",
             'Some models have an attention of their own: try attention="eager", or the formula.',
         ) from error
     alive = dict.fromkeys(LABELS, 0) | found.by | {"workspace": kernels.CUBLAS_WORKSPACES}
