@@ -78,13 +78,17 @@ def simulate(model: Any, method: str = "qlora", **given: Any) -> Estimate:
     )
 
 
-def peak_of(settings: Settings) -> Peak:
-    """Simulate one step of a training that has already taken one, so that all states exist."""
+def peak_of(settings: Settings, *, on_gpu: bool = True) -> Peak:
+    """Simulate one step of a training that has already taken one, so that all states exist.
+
+    `on_gpu=False` leaves out what only a GPU has: sizes are not rounded, and kernels take no
+    scratch memory. That is what following the storages of a real step on a CPU finds.
+    """
     with quiet():
         model = prepared(settings)
         with FakeTensorMode(allow_non_fake_inputs=True):
             made_real(model)
-            step = Step(model, settings)
+            step = Step(model, settings, on_gpu=on_gpu)
             step.warm()
             step.run()
             return step.peak()
@@ -206,13 +210,15 @@ def made_real(model: nn.Module) -> None:
 class Step:
     """A training step whose storages are followed, and where it is."""
 
-    def __init__(self, model: nn.Module, settings: Settings, *, block: int = CUDA_BLOCK):
+    def __init__(self, model: nn.Module, settings: Settings, *, on_gpu: bool = True):
         self.model, self.settings = model, settings
         self.base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.phase, self.modules = "", []
         self.names = {module: name for name, module in self.base.named_modules()}
-        self.storages = LiveStorages(block=block, hidden=kernels.hidden_bytes, where=self._where)
+        gpu = {"block": CUDA_BLOCK, "hidden": kernels.hidden_bytes} if on_gpu else {}
+        self.tiles = _without_triton if on_gpu else contextlib.nullcontext
+        self.storages = LiveStorages(where=self._where, **gpu)
         for kind, tensor in tensors_of(model):
             self.storages.add(tensor, kind)
         for buffer in model.buffers():
@@ -248,7 +254,7 @@ class Step:
             if self.settings.loss != "hf":
                 del outputs
             self._enter("backward of the loss", "logits")
-            with _without_triton():
+            with self.tiles():
                 loss.backward()
             self._enter("optimizer", "temporary")
             self.optimizer.step()
@@ -256,7 +262,7 @@ class Step:
 
     def _forward(self, ids: torch.Tensor, labels: torch.Tensor) -> Any:
         if self.settings.loss == "trl":
-            with _without_triton():
+            with self.tiles():
                 return self.model(input_ids=ids, labels=labels, fused_lm_head=True)
         return self.model(input_ids=ids, labels=labels, use_cache=not self.settings.checkpointing)
 
