@@ -260,7 +260,7 @@ MUTANTS = [
     ("table_settings", "two_changes", SETTINGS + "    return {**good, 'lora': (holds, holds)}"),
     ("table_settings", "no_effect", SETTINGS + "    return {**good, 'qlora': (holds, dict(holds, rank=1))}"),
     ("table_settings", "unusual", SETTINGS + "    return {**good, 'qlora': (dict(seq=2), holds)}"),
-    ("cheapest_fit", "activations", FIT + "    return first(lambda x: x.weights + x.weights_4bit + x.constants <= card)"),
+    ("cheapest_fit", "activations", FIT + "    return first(lambda x: sum(x.held[n] for n in (\"weights\", \"weights_4bit\", \"constants\")) <= card)"),
     ("cheapest_fit", "activations", FIT + "    return first(lambda x: memory.on_card(x.static) <= card)"),
     ("cheapest_fit", "activations", FIT + "    return first(lambda x: x.static <= card)"),
     ("cheapest_fit", "overhead", FIT + "    return first(lambda x: x.total <= card)"),

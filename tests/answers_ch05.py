@@ -175,15 +175,15 @@ WRONG = {
         "square": [run(7 * 30 * 8 * 2 * 576)],
         "embedding": [run(held_bytes=RIGHT_RUN.static
                           - ARCH.rest * (COMPUTE.itemsize - 0.5))],
-        "constants": [run(held_bytes=RIGHT_RUN.static - RIGHT_RUN.constants)],
-        "weights_only": [run(held_bytes=RIGHT_RUN.static - RIGHT_RUN.gradients
-                             - RIGHT_RUN.optimizer)],
+        "constants": [run(held_bytes=RIGHT_RUN.static - RIGHT_RUN.held["constants"])],
+        "weights_only": [run(held_bytes=RIGHT_RUN.static - RIGHT_RUN.held["gradients"]
+                             - RIGHT_RUN.held["optimizer"])],
         "adapters_fp32": [run(held_bytes=memory.estimate(
             "smollm2-135m", dtype=COMPUTE, adapter_dtype="fp32").static)],
         "total": [run(held_bytes=memory.estimate("smollm2-135m", "qlora", **settings).total)
                   for settings in (dict(dtype=COMPUTE, adapter_dtype="bf16", rank=8),
                                    dict(dtype=COMPUTE, adapter_dtype="bf16", batch=8, seq=128,
-                                        loss="chunked", checkpointing=False), {})],
+                                        loss="trl", checkpointing=False), {})],
         "unit": [run(held_bytes=RIGHT_RUN.static / size) for size in (10**6, 2**20, 10**9, 2**30)]
                 + [run(held_bytes=round(RIGHT_RUN.static / 10**6))],
         None: [run(held_bytes=RIGHT_RUN.static * 1.01), lambda: 2_442_240, lambda: None],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from pathlib import Path
 
 import bitsandbytes
 import pytest
@@ -11,7 +13,6 @@ from transformers import GPT2Config, LlamaConfig
 
 from loralab import four_bit, measure, memory
 from loralab.errors import CourseError
-from loralab.memory import formula
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -62,30 +63,34 @@ def optimizer_of(model, name):
 
 # --- parameters ----------------------------------------------------------------------------------
 
-# Published totals; trainable at rank 8 on all linear layers, as PEFT counts them.
-COUNTS = {
-    "gpt2": (124_439_808, 1_179_648),
-    "gpt2-xl": (1_557_611_200, 9_830_400),
-    "smollm2-135m": (134_515_008, 2_442_240),
-    "smollm2-360m": (361_821_120, 4_341_760),
-    "tinyllama-1.1b": (1_100_048_384, 6_307_840),
-    "llama-3.2-1b": (1_235_814_400, 5_636_096),
-    "llama-3.2-3b": (3_212_749_824, 12_156_928),
-    "llama-2-7b": (6_738_415_616, 19_988_480),
-    "llama-3.1-8b": (8_030_261_248, 20_971_520),
-    "mistral-7b": (7_241_732_096, 20_971_520),
-    "qwen2.5-0.5b": (494_032_768, 4_399_104),
-    "qwen2.5-7b": (7_615_616_512, 20_185_088),
-}
+# Counted by PEFT on models of torch's meta device, `trainable` by targets and rank. The totals of
+# Llama-2-7B and Llama-3.2-3B are also published (6,738,415,616 and 3,212,749,824).
+COUNTS = json.loads(Path(__file__).with_name("param_counts.json").read_text("utf-8"))
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_architectures_have_the_published_parameters(name):
-    arch = memory.describe(name)
-    total, trainable = COUNTS[name]
-    assert arch.parameters == total
-    assert arch.quantisable + arch.rest == total
-    assert sum(memory.lora_sizes(arch, 8)) == trainable
+def test_parameters_are_those_that_peft_counts(name):
+    arch, counted = memory.describe(name), COUNTS[name]
+    assert arch.parameters == counted["total"]
+    assert (arch.quantisable, arch.rest) == (
+        counted["quantisable"], counted["total"] - counted["quantisable"])
+    assert (arch.embedding, arch.tied) == (counted["embedding"], counted["tied"])
+    for targets, by_rank in counted["trainable"].items():
+        for rank, trainable in by_rank.items():
+            assert sum(memory.lora_sizes(arch, int(rank), targets)) == trainable
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama-3.2-1b", "gemma-2-2b", "phi-3-mini-4k"])
+def test_peft_still_counts_the_same(name):
+    from peft import LoraConfig, get_peft_model
+
+    for targets, by_rank in COUNTS[name]["trainable"].items():
+        wanted = targets if targets == "all-linear" else targets.split(",")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            lora = LoraConfig(r=8, target_modules=wanted, task_type="CAUSAL_LM")
+            model = get_peft_model(memory.build(name), lora, low_cpu_mem_usage=True)
+        assert model.get_nb_trainable_parameters()[0] == by_rank["8"]
 
 
 def test_every_architecture_can_be_described():
@@ -205,7 +210,7 @@ def block_formula(config, method, dtype, adapter, targets, **given):
         config, method, dtype=dtype, adapter_dtype=adapter, rank=4, targets=targets, seq=16, batch=2,
         **given,
     )  # fmt: skip
-    return formula.block_bytes_per_token(step)
+    return memory.block_bytes_per_token(step)
 
 
 def kept_by_a_block(make):
@@ -246,7 +251,7 @@ def test_checkpointing_keeps_the_input_of_each_block():
         model.activation_checkpointing_enable({"use_reentrant": False})
         saved.append(measure.saved_for_backward(model, 2, 16))
     one, two = (
-        formula.activation_bytes(memory.settings(llama(n), "full", dtype="fp32", batch=2, seq=16))[0]
+        memory.activation_bytes(memory.settings(llama(n), "full", dtype="fp32", batch=2, seq=16))[0]
         for n in (2, 3)
     )
     assert saved[0] - saved[1] == two - one == 32 * 72 * 4

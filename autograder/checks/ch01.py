@@ -173,7 +173,7 @@ def fit_cases(draw: random.Random) -> dict[str, visible.Case]:
     found: dict[str, visible.Case] = {}
     answers: dict[str, visible.Choice] = {}
     while len(found) < 6:
-        where = (draw.choice(FIT_MODELS), draw.randrange(1, 9), 64 * draw.randrange(6, 40))
+        where = (draw.choice(FIT_MODELS), draw.randrange(1, 9), 64 * draw.randrange(6, 33))
         cards = list(_cards(*where))
         draw.shuffle(cards)
         for gpu in cards:

@@ -592,8 +592,9 @@ def compare_settings(method: str, given: Any) -> None:
                 raise exercise.wrong(f"{method}: {name}={settings[name]}.", "unusual")
         try:
             totals.append(memory.estimate("llama-2-7b", method, **settings).total)
-        except CourseError as error:
-            raise exercise.wrong(f"{method}: {error}") from None
+        except (CourseError, TypeError) as error:
+            said = str(error).split("estimate() ")[-1]
+            raise exercise.wrong(f"{method}: {said}") from None
     if not math.isclose(totals[0], target, rel_tol=0.10):
         found, wanted = f"{totals[0] / 1e9:.1f} GB", f"{target / 1e9:.0f} GB"
         which = "low" if totals[0] < target else "high"

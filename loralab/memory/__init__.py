@@ -5,6 +5,7 @@ tensors that have no data and follows their storages. Both take the same setting
 `Estimate`; neither needs weights, a network or a GPU. All sizes are bytes.
 """
 
+from loralab.memory.activations import activation_bytes, block_bytes_per_token
 from loralab.memory.architectures import (
     ARCHITECTURES,
     Architecture,
@@ -13,7 +14,8 @@ from loralab.memory.architectures import (
     configuration,
     describe,
 )
-from loralab.memory.formula import estimate, lora_sizes, nf4_bytes, optimizer_bytes
+from loralab.memory.formula import estimate
+from loralab.memory.held import lora_sizes, nf4_bytes, optimizer_bytes
 from loralab.memory.published import fully_stated_runs, published
 from loralab.memory.result import COLOURS, GB, HELD, LABELS, Estimate, GiB, on_card
 from loralab.memory.settings import (
@@ -30,7 +32,8 @@ from loralab.memory.vocabulary import DTYPES, dtype_of, name_of
 
 __all__ = [
     "ARCHITECTURES", "ATTENTION", "Architecture", "COLOURS", "DTYPES", "Estimate", "GB", "GiB",
-    "HELD", "LABELS", "LOSSES", "Linear", "METHODS", "OPTIMIZERS", "Settings", "build",
-    "configuration", "describe", "dtype_of", "estimate", "fully_stated_runs", "lora_sizes", "name_of", "nf4_bytes",
-    "on_card", "optimizer_bytes", "published", "settings", "simulate", "targeted",
+    "HELD", "LABELS", "LOSSES", "Linear", "METHODS", "OPTIMIZERS", "Settings", "activation_bytes",
+    "block_bytes_per_token", "build", "configuration", "describe", "dtype_of", "estimate",
+    "fully_stated_runs", "lora_sizes", "name_of", "nf4_bytes", "on_card", "optimizer_bytes",
+    "published", "settings", "simulate", "targeted",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -51,12 +52,22 @@ def _efficient(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value:
 
 def _math(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
           mask: Any, dropout: float = 0.0, scaling: float | None = None, **rest: Any) -> Any:
+    # `_scaled_dot_product_attention_math` in PyTorch's attention.cpp, written out so that its
+    # dropout is a GPU's too.
     query, key, value = _as_autocast(query, key, value)
-    made = aten._scaled_dot_product_attention_math(
-        query, key, value, None, dropout, True, scale=scaling,
-        enable_gqa=getattr(module, "num_key_value_groups", 1) > 1,
-    )  # fmt: skip
-    return made[0].transpose(1, 2).contiguous(), None
+    given = query.dtype
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
+    query, key, value = (states.float() for states in (query, key, value))
+    root = (scaling or query.shape[-1] ** -0.5) ** 0.5
+    shut = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril().logical_not()
+    with torch.autocast("cpu", enabled=False):
+        scores = (query * root) @ (key.transpose(-2, -1) * root)
+        scores = scores.add_(torch.zeros_like(shut, dtype=scores.dtype).masked_fill_(shut, -1e38))
+        shares = nn.functional.dropout(aten._safe_softmax(scores, -1), dropout)
+        made = (shares @ value).to(given)
+    return made.transpose(1, 2).contiguous(), None
 
 
 _CALLS = {"sdpa-flash": _flash, "sdpa-efficient": _efficient, "sdpa-math": _math}
@@ -70,18 +81,52 @@ def _as_autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 @contextlib.contextmanager
-def autocast(dtype: torch.dtype | None) -> Iterator[None]:
-    """CUDA's autocast, without CUDA: PEFT asks whether that is on, the tensors are a CPU's."""
-    if dtype is None:
-        yield
-        return
+def seen_as_autocast(on: bool) -> Iterator[None]:
+    """PEFT asks whether CUDA's autocast is on, where a CPU's tensors go by the CPU's.
+
+    For forward and backward: a checkpoint that runs a block again restores the CPU's alone.
+    """
     before = torch.is_autocast_enabled("cuda")
-    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_enabled("cuda", on)
     try:
-        with torch.autocast("cpu", dtype=dtype):
-            yield
+        yield
     finally:
         torch.set_autocast_enabled("cuda", before)
+
+
+def functions_of_a_gpu() -> Any:
+    """A context in which `torch.nn.functional` does what it does on a GPU where a CPU differs."""
+    return mock.patch.multiple(
+        nn.functional, dropout=_dropout, layer_norm=_layer_norm, softmax=_softmax)
+
+
+def _dropout(
+    input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> torch.Tensor:
+    """The values and a mask of one byte each. A CPU's mask is wider."""
+    return torch.native_dropout(input, p, True)[0] if training and p else input
+
+
+def _layer_norm(input: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
+    """CUDA's autocast does it in fp32, the CPU's does not."""
+    return _LAYER_NORM(_fp32(input), *(map(_fp32, given)),
+                       **{name: _fp32(value) for name, value in named.items()})
+
+
+def _softmax(
+    input: torch.Tensor, dim: int | None = None, _stacklevel: int = 3,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """CUDA's autocast does it in fp32, the CPU's does not."""
+    return _SOFTMAX(_fp32(input), dim, _stacklevel, dtype)
+
+
+def _fp32(value: Any) -> Any:
+    autocast = torch.is_autocast_enabled("cuda")
+    return value.float() if autocast and isinstance(value, torch.Tensor) else value
+
+
+_LAYER_NORM, _SOFTMAX = nn.functional.layer_norm, nn.functional.softmax
 
 
 def hidden_bytes(function: Any, arguments: tuple[Any, ...]) -> int:

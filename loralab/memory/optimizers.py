@@ -34,8 +34,14 @@ class EightBit:
 
         with unset_fake_temporarily():  # its tables of levels have values
             self.made: Any = bnb.optim.AdamW8bit(list(trained))
-        self.made.is_paged = False  # paged memory is not PyTorch's: it is left out below
-        self.paged = paged
+        ordinary = self.made.get_state_buffer
+
+        def buffer(parameter: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            if paged and parameter.numel() >= PAGED_FROM:  # memory that PyTorch does not count
+                return torch.empty(parameter.shape, dtype=dtype, device="meta")
+            return ordinary(parameter, dtype)
+
+        self.made.get_state_buffer = buffer
 
     def step(self) -> None:
         for at, group in enumerate(self.made.param_groups):
@@ -44,13 +50,8 @@ class EightBit:
                     self.made.init_state(group, parameter, at, place)
 
     def states(self) -> list[torch.Tensor]:
-        return [value for parameter, state in self.made.state.items()
-                for name, value in state.items()
-                if isinstance(value, torch.Tensor) and not self._outside(parameter, name)]
-
-    def _outside(self, parameter: torch.Tensor, name: str) -> bool:
-        moments = ("state1", "state2")
-        return self.paged and name in moments and parameter.numel() >= PAGED_FROM
+        return [value for state in self.made.state.values() for value in state.values()
+                if isinstance(value, torch.Tensor) and value.device.type != "meta"]
 
 
 def of(name: str, trained: Sequence[torch.nn.Parameter]) -> Torch | EightBit:

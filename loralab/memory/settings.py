@@ -82,13 +82,31 @@ class Settings:
 
     @property
     def stream(self) -> torch.dtype:
-        """Of the hidden states between blocks: that of the embedding they come from."""
-        return self.unquantised
+        """Of the hidden states between blocks: that of the embedding they come from.
+
+        Where 4-bit layers give back what a LayerNorm under autocast made, it is fp32.
+        """
+        widened = self.method == "qlora" and self.autocast and self._layer_norm
+        return torch.float32 if widened else self.unquantised
+
+    @property
+    def _layer_norm(self) -> bool:
+        return self.arch.family == "gpt2"
+
+    @property
+    def attended(self) -> torch.dtype:
+        """Of queries, keys and values as attention takes them, and of the logits."""
+        return self.compute if self.autocast else self.stream
 
     @property
     def product(self) -> torch.dtype:
-        """Of what linear layers give."""
-        return self.compute if self.autocast else self.stream
+        """Of what a block's linear layers give: 4-bit ones give back their input's dtype."""
+        return self.stream if self.method == "qlora" else self.attended
+
+    @property
+    def normed(self) -> torch.dtype:
+        """Of what a norm gives: its input's, but autocast does LayerNorm in fp32."""
+        return torch.float32 if self._layer_norm and self.autocast else self.stream
 
     @property
     def kernel(self) -> str:
@@ -102,7 +120,7 @@ class Settings:
             return self.attention
         if self.arch.softcap:
             return "eager"
-        if self.product != torch.float32:
+        if self.attended != torch.float32:
             return "sdpa-flash"
         return "sdpa-math" if self.arch.kv_heads != self.arch.heads else "sdpa-efficient"
 
@@ -207,7 +225,7 @@ def _can_train(made: Settings) -> None:
                 f"Use a rank up to {min(layer.inputs, layer.outputs)}, where LoRA saves nothing "
                 "any more, or leave that layer out of the targets.",
             )
-    if made.kernel == "sdpa-flash" and made.product == torch.float32:
+    if made.kernel == "sdpa-flash" and made.attended == torch.float32:
         raise CourseError("The flash kernel takes no fp32.", 'Use attention="auto", or autocast.')
     if made.arch.softcap and made.kernel != "eager":
         raise CourseError(

@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from loralab.errors import CourseError
 from loralab.memory import architectures, kernels, optimizers
-from loralab.memory.formula import held_bytes, trained_sizes
+from loralab.memory.held import held_bytes, trained_sizes
 from loralab.memory.holdings import tensors_of
 from loralab.memory.result import LABELS, Estimate
 from loralab.memory.settings import Settings, chosen
@@ -244,11 +244,13 @@ class Step:
     def run(self) -> None:
         """Forward, backward and the optimizer's step, on tokens without padding."""
         shape = self.settings.batch, self.settings.seq
-        with self.storages, self._hooks():
+        autocast = self.settings.autocast
+        gpu = kernels.functions_of_a_gpu()
+        with self.storages, self._hooks(), kernels.seen_as_autocast(autocast), gpu:
             self._enter("forward", "activations")
             ids = torch.zeros(shape, dtype=torch.long)
             labels = torch.zeros(shape, dtype=torch.long)
-            with kernels.autocast(self.settings.compute if self.settings.autocast else None):
+            with torch.autocast("cpu", dtype=self.settings.compute, enabled=autocast):
                 outputs = self._forward(ids, labels)
             loss = outputs.loss
             if self.settings.loss != "hf":
