@@ -92,7 +92,10 @@ def held_bytes(s: Settings) -> dict[str, int]:
     held["weights"] = arch.parameters * s.dtype.itemsize
     if s.method == "qlora":
         stored = [nf4_bytes(layer.weights, double_quant=s.double_quant) for layer in arch.linear]
-        held["weights"] = arch.rest * s.unquantised.itemsize
+        # A 4-bit layer casts its bias to the compute dtype, for good, when it first runs.
+        biases = sum(arch.sizes.get(f"{layer.path}.bias", 0) for layer in arch.linear)
+        held["weights"] = (arch.rest - biases) * s.unquantised.itemsize
+        held["weights"] += biases * s.compute.itemsize
         held["weights_4bit"] = sum(codes for codes, _ in stored)
         held["constants"] = sum(constants for _, constants in stored)
     if s.method != "full":

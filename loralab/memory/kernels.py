@@ -53,20 +53,22 @@ def _efficient(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value:
 def _math(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
           mask: Any, dropout: float = 0.0, scaling: float | None = None, **rest: Any) -> Any:
     # `_scaled_dot_product_attention_math` in PyTorch's attention.cpp, written out so that its
-    # dropout is a GPU's too.
+    # dropout is a GPU's too. Names live as long as they do there.
     query, key, value = _as_autocast(query, key, value)
-    given = query.dtype
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
-    query, key, value = (states.float() for states in (query, key, value))
+    wide_query, wide_key, wide_value = (states.float() for states in (query, key, value))
     root = (scaling or query.shape[-1] ** -0.5) ** 0.5
+    scaled = wide_query * root
     shut = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril().logical_not()
+    shut = torch.zeros_like(shut, dtype=scaled.dtype).masked_fill_(shut, -1e38)
+    keys, values = wide_key, wide_value
+    if (groups := query.shape[1] // key.shape[1]) > 1:
+        keys, values = (states.repeat_interleave(groups, dim=1) for states in (keys, values))
     with torch.autocast("cpu", enabled=False):
-        scores = (query * root) @ (key.transpose(-2, -1) * root)
-        scores = scores.add_(torch.zeros_like(shut, dtype=scores.dtype).masked_fill_(shut, -1e38))
-        shares = nn.functional.dropout(aten._safe_softmax(scores, -1), dropout)
-        made = (shares @ value).to(given)
+        shares = (scaled @ (keys.transpose(-2, -1) * root)).add_(shut)
+        shares = nn.functional.dropout(aten._safe_softmax(shares, -1), dropout)
+        beside = shares.to(query.dtype)  # returned as well, to a caller who lets it go
+        made = (shares @ values).to(query.dtype)
+    del beside
     return made.transpose(1, 2).contiguous(), None
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -86,13 +87,17 @@ def simulate(model: Any, method: str = "qlora", **given: Any) -> Estimate:
     )
 
 
-def peak_of(settings: Settings) -> Peak:
-    """Simulate one step of a training that has already taken one, so that all states exist."""
+def peak_of(settings: Settings, *, on_gpu: bool = True) -> Peak:
+    """Simulate one step of a training that has already taken one, so that all states exist.
+
+    `on_gpu=False` leaves out what only a GPU has (rounded sizes, scratch memory inside kernels,
+    its ways with dropout and autocast) and gives what following a real step on a CPU finds.
+    """
     with quiet():
         model = prepared(settings)
         with FakeTensorMode(allow_non_fake_inputs=True):
             made_real(model)
-            step = Step(model, settings)
+            step = Step(model, settings, on_gpu=on_gpu)
             step.warm()
             step.run()
             return step.peak()
@@ -153,7 +158,8 @@ def constants(shape: tuple[int, int], settings: Settings) -> Any:
     return QuantState(
         absmax=torch.empty(blocks, dtype=torch.uint8 if inner else torch.float32),
         shape=torch.Size(shape), code=torch.empty(16), blocksize=64, quant_type="nf4",
-        dtype=settings.compute, offset=torch.empty(()) if inner else None, state2=inner,
+        # What backward turns the codes back into: the dtype that they were made from.
+        dtype=settings.dtype, offset=torch.empty(()) if inner else None, state2=inner,
     )  # fmt: skip
 
 
@@ -175,6 +181,11 @@ def with_adapters(model: nn.Module, settings: Settings) -> nn.Module:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(settings.adapter)
+    if settings.method == "qlora":  # a 4-bit layer casts its bias for good when it first runs
+        for layer in settings.arch.linear:
+            bias = model.get_submodule(f"base_model.model.{layer.path}").bias
+            if bias is not None:
+                bias.data = bias.data.to(settings.compute)
     return model
 
 
@@ -214,13 +225,15 @@ def made_real(model: nn.Module) -> None:
 class Step:
     """A training step whose storages are followed, and where it is."""
 
-    def __init__(self, model: nn.Module, settings: Settings, *, block: int = CUDA_BLOCK):
+    def __init__(self, model: nn.Module, settings: Settings, *, on_gpu: bool = True):
         self.model, self.settings = model, settings
         self.base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.phase, self.modules = "", []
         self.names = {module: name for name, module in self.base.named_modules()}
-        self.storages = LiveStorages(block=block, hidden=kernels.hidden_bytes, where=self._where)
+        gpu = {"block": CUDA_BLOCK, "hidden": kernels.hidden_bytes} if on_gpu else {}
+        self.place = as_on_gpu(settings) if on_gpu else contextlib.nullcontext()
+        self.storages = LiveStorages(where=self._where, **gpu)
         for kind, tensor in tensors_of(model):
             self.storages.add(tensor, kind)
         for buffer in model.buffers():
@@ -247,28 +260,33 @@ class Step:
         """Forward, backward and the optimizer's step, on tokens without padding."""
         shape = self.settings.batch, self.settings.seq
         autocast = self.settings.autocast
-        gpu = kernels.functions_of_a_gpu()
-        with self.storages, self._hooks(), kernels.seen_as_autocast(autocast), gpu:
+        with self.storages, self._hooks(), self.place:
             self._enter("forward", "activations")
             ids = torch.zeros(shape, dtype=torch.long)
             labels = torch.zeros(shape, dtype=torch.long)
             with torch.autocast("cpu", dtype=self.settings.compute, enabled=autocast):
                 outputs = self._forward(ids, labels)
             loss = outputs.loss
+            forward = self.storages.highest()
             if self.settings.loss != "hf":
-                del outputs
+                outputs = None
             self._enter("backward of the loss", "logits")
-            with _without_triton():
-                loss.backward()
+            loss.backward()
             self._enter("optimizer", "temporary")
             self.optimizer.step()
+        before = Counter(self.storages.live_by)
+        del loss, outputs
+        # They were there in forward as well: a name lives until it gets its next value.
+        self.storages.consider(forward, before - self.storages.live_by)
         self.model.zero_grad(set_to_none=True)
 
     def _forward(self, ids: torch.Tensor, labels: torch.Tensor) -> Any:
         if self.settings.loss == "trl":
-            with _without_triton():
-                return self.model(input_ids=ids, labels=labels, fused_lm_head=True)
-        return self.model(input_ids=ids, labels=labels, use_cache=not self.settings.checkpointing)
+            return self.model(input_ids=ids, labels=labels, fused_lm_head=True)
+        # A cache of keys and values is made in training too, unless one says no: transformers'
+        # Trainer does, and a model with checkpointing does by itself.
+        cache = self.settings.loss == "hf" and not self.settings.checkpointing
+        return self.model(input_ids=ids, labels=labels, use_cache=cache)
 
     @contextlib.contextmanager
     def _hooks(self) -> Iterator[None]:
@@ -308,6 +326,17 @@ class Step:
     def peak(self) -> Peak:
         by = {kind: size for kind, size in self.storages.peak_by.items() if size}
         return Peak(by, *(self.storages.peak_at or ("", "", "")))
+
+
+@contextlib.contextmanager
+def as_on_gpu(settings: Settings) -> Iterator[None]:
+    """Functions do what they do on a GPU where a CPU differs, and so does TRL's loss."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(kernels.seen_as_autocast(settings.autocast))
+        stack.enter_context(kernels.functions_of_a_gpu())
+        if settings.loss == "trl":
+            stack.enter_context(_without_triton())
+        yield
 
 
 @contextlib.contextmanager

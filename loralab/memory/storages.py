@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 CUDA_BLOCK = 512  # PyTorch's CUDA allocator hands out multiples of this many bytes
+
+
+@dataclass(frozen=True)
+class Highest:
+    """The fullest moment: bytes, bytes by kind, and what `where` said of it."""
+
+    bytes: int
+    by: Counter[str]
+    at: Any
 
 
 class LiveStorages(TorchDispatchMode):
@@ -39,6 +50,16 @@ class LiveStorages(TorchDispatchMode):
     def forget_peak(self) -> None:
         """From here on, the peak is that of what follows."""
         self.peak, self.peak_by, self.peak_at = self.live, Counter(self.live_by), None
+
+    def highest(self) -> Highest:
+        """The fullest moment so far."""
+        return Highest(self.peak, Counter(self.peak_by), self.peak_at)
+
+    def consider(self, moment: Highest, more_by: Mapping[str, int]) -> None:
+        """Make an earlier moment the peak if it is, with what was alive then beside `moment`."""
+        full = moment.bytes + sum(more_by.values())
+        if full > self.peak:
+            self.peak, self.peak_by, self.peak_at = full, moment.by + Counter(more_by), moment.at
 
     def add(self, tensor: torch.Tensor, kind: str | None = None) -> None:
         """Count a tensor's storage, or put it down to another kind if it is counted already."""
