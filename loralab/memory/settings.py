@@ -178,7 +178,7 @@ def settings(
     arch = architectures.describe(model)
     base = dtype_of(dtype)
     if autocast is None:
-        autocast = loss == "trl"
+        autocast = loss == "trl" and compute_dtype not in ("fp32", torch.float32)
     if adapter_dtype is None:
         adapter_dtype = torch.bfloat16 if loss == "trl" and method == "qlora" else torch.float32
     if compute_dtype is None:
@@ -225,6 +225,9 @@ def _can_train(made: Settings) -> None:
                 f"Use a rank up to {min(layer.inputs, layer.outputs)}, where LoRA saves nothing "
                 "any more, or leave that layer out of the targets.",
             )
+    if made.autocast and made.compute == torch.float32:
+        raise CourseError("Autocast computes in 16 bits, and compute_dtype is fp32.",
+                          'Leave autocast off, or use compute_dtype="bf16".')
     if made.kernel == "sdpa-flash" and made.attended == torch.float32:
         raise CourseError("The flash kernel takes no fp32.", 'Use attention="auto", or autocast.')
     if made.arch.softcap and made.kernel != "eager":
