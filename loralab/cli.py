@@ -8,13 +8,14 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from loralab import paths
+from loralab import memory_command, paths
 from loralab.errors import CourseError
 from loralab.terminal import Commands, complain, console, show, show_report
 
 app = typer.Typer(
     cls=Commands,
-    help="The LoRA Lab course: open it, check the computer, start a chapter over, hand it in.",
+    help="The LoRA Lab course: open it, check the computer, start a chapter over, hand it in; "
+    "and predict the memory of a training step.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -90,6 +91,9 @@ def submit(chapter: Chapter) -> None:
         console.print("\nIt can be handed in as it is, but what is open may cost points. "
                       "Submit again when you have done more.")
     console.print("Grading checks the answers again, on other inputs.")
+
+
+app.command("memory", cls=memory_command.Command)(memory_command.memory)
 
 
 @app.command()

@@ -6,6 +6,7 @@ Ito's, which people with any common colour blindness can tell apart.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -182,6 +183,83 @@ def memory_by_tokens(model: str, tokens: Sequence[int], **settings: Any) -> Figu
     axes.set_title(f"What grows with the batch: {model}")
     axes.legend(loc="upper left", ncols=1)
     return figure
+
+
+def memory_sweep(
+    setting: str,
+    values: Sequence[Any],
+    estimates: Sequence[memory.Estimate],
+    *,
+    card: int | None = None,
+) -> Figure:
+    """Stacked bars of memory by component, in GiB, one for each value of a setting.
+
+    The axis of rank, batch and seq is logarithmic (base 2). The bracket beside a bar is the range
+    in which nvidia-smi's number lies; `card`: bytes, drawn as a line.
+    """
+    figure, axes = plt.subplots(figsize=(9.5, 5))
+    scaled = setting in ("rank", "batch", "seq")
+    places = [math.log2(value) for value in values] if scaled else list(range(len(values)))
+    gaps = [abs(a - b) for at, a in enumerate(places) for b in places[:at]]
+    width = 0.62 * min(gaps, default=1)
+
+    def across(place: float, share: float) -> float:
+        """Where on the axis a share of the bar's width is, from its middle."""
+        x = place + share * width
+        return 2**x if scaled else x
+
+    top = max(estimate.device_range[1] for estimate in estimates) / memory.GiB
+    for place, estimate in zip(places, estimates):
+        left, right = across(place, -0.5), across(place, 0.32)
+        base = 0.0
+        for component, size in estimate.components.items():
+            axes.bar(
+                left, size / memory.GiB, right - left, bottom=base, align="edge",
+                color=COLOURS[component], edgecolor="white", linewidth=0.5,
+            )  # fmt: skip
+            base += size / memory.GiB
+        # Right-aligned, since the bracket is on the right.
+        axes.text(right, base + 0.01 * top, f"{base:.2f}", ha="right", va="bottom", fontsize=9)
+        low, high = (size / memory.GiB for size in estimate.device_range)
+        x, ends = across(place, 0.44), (across(place, 0.40), across(place, 0.48))
+        axes.plot([x, x], [low, high], color=BLACK, linewidth=1.2, solid_capstyle="butt")
+        for y in (low, high):
+            axes.plot(ends, [y, y], color=BLACK, linewidth=1.2)
+    axes.set_ylim(0, 1.08 * max(top, (card or 0) / memory.GiB))
+    if scaled:
+        axes.set_xscale("log", base=2)
+    margin = 0.8 if len(places) > 1 else 3
+    axes.set_xlim(across(min(places), -margin), across(max(places), margin))
+    at = [across(place, 0) for place in places]
+    axes.set_xticks(at, [_as_label(value) for value in values], minor=False)
+    axes.minorticks_off()
+    axes.set_xlabel(_AXES.get(setting, setting.replace("_", " ")))
+    axes.set_ylabel("GiB (2³⁰ bytes)")
+    who = [estimates[0].settings[name] for name in ("model", "method")
+           if len({estimate.settings[name] for estimate in estimates}) == 1]
+    axes.set_title(", ".join(who) + f": peak memory by {setting.replace('_', ' ')}")
+    handles = _bar_legend(estimates, (), None)[1:]
+    handles.append(Line2D([], [], color=BLACK, linewidth=1.2, marker="_", markersize=7,
+                          label="what nvidia-smi shows: from, to"))
+    if card:
+        axes.axhline(card / memory.GiB, color=VERMILION, linewidth=1.5, linestyle="--")
+        handles.append(Line2D([], [], color=VERMILION, linewidth=1.5, linestyle="--",
+                              label=f"a card of {card / memory.GiB:,.4g} GiB"))
+    figure.legend(handles=handles, loc="outside right upper")
+    return figure
+
+
+_AXES = {
+    "rank": "rank r of the adapters", "batch": "sequences in a batch",
+    "seq": "tokens in a sequence", "alpha": "lora_alpha", "targets": "adapted layers",
+}  # fmt: skip
+
+
+def _as_label(value: Any) -> str:
+    """A value under an axis; lists of modules one below the other."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:,}" if isinstance(value, int) else str(value).replace(",", "\n")
 
 
 def fit_grid(

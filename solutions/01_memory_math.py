@@ -299,21 +299,22 @@ predictions.compare("weights of the quantised model", my_nf4_gb, nf4 / 10**9, "G
 #
 # So far nothing depended on the data. But backward needs what forward computed, so autograd keeps it: the **activations**. They grow with the tokens in a batch. **Checkpointing** keeps only each block's input, and computes the rest again during backward.
 #
-# For the small model on 4 × 64 tokens, how many times the bytes of its weights does autograd keep? Again, guess in the first line. The measurement adds up the tensors that autograd saves.
+# For the small model in bf16 on 4 × 64 tokens, how many times the bytes of its weights does autograd keep? Again, guess in the first line. The measurement adds up the tensors that autograd saves.
 
 # %%
 my_activation_multiple = None  # times the bytes of the weights
 
-model = memory.build(SMALL, device="cpu", dtype="fp32").train()
+model = memory.build(SMALL, device="cpu", dtype="bf16").train()
 for checkpointing in (False, True):
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     measured = measure.saved_for_backward(model, batch=4, seq=64)
-    formula = memory.activation_bytes(memory.describe(SMALL), 4 * 64, "full",
-                                      compute=torch.float32, checkpointing=checkpointing)[0]
-    print(f"checkpointing {checkpointing}: saved {measured:,} bytes, formula {formula:,}")
+    step = memory.settings(SMALL, "full", batch=4, seq=64, loss="trainer",
+                           checkpointing=checkpointing)
+    formula = memory.activation_bytes(step)[0]
+    print(f"checkpointing {checkpointing}: saved {measured:,} bytes, formula {formula:,.0f}")
     if not checkpointing:
-        multiple = measured / held["weights"]
+        multiple = measured / sum(weight.nbytes for weight in model.parameters())
         predictions.compare("activations", my_activation_multiple, multiple, "× weights")
 
 # %%
@@ -323,9 +324,9 @@ plt.show()
 # %% [markdown]
 # *Alt text: line chart of memory in GB against tokens in a batch, for full fine-tuning, LoRA and QLoRA. Without checkpointing all three rise steeply beyond 2,048 tokens, LoRA and QLoRA the most; with checkpointing they rise slowly.*
 #
-# The formula counts blocks. The rest that was measured belongs to the last norm, the head's input and the position tables. LoRA and QLoRA have the same activations: quantised weights do not make them smaller, and fp32 adapters on a bf16 model even make them larger than in full fine-tuning, because each adapter keeps an fp32 copy of its input.
+# The formula counts what each block, the last norm and the head keep; position tables, ids and labels are the small rest. LoRA and QLoRA have the same activations: quantised weights do not make them smaller, and fp32 adapters on a bf16 model even make them larger than in full fine-tuning, because each adapter keeps an fp32 copy of its input.
 #
-# There is one more large item: the **logits**, a score for every word of the vocabulary at every token. transformers' loss holds about 14 bytes for each in bf16. TRL's trainer never holds all of them at once.
+# There is one more large item: the **logits**, a score for every word of the vocabulary at every token. in a plain loop 14 bytes for each in bf16, 12 in transformers' Trainer, which lets the model's output go before backward. TRL's trainer never holds all of them at once.
 #
 # > **In short.** Static bytes come from the model; activations from tokens × layers × width. Checkpointing makes them small, for one more forward pass.
 

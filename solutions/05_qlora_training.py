@@ -332,8 +332,9 @@ check.trained_adapter("adapter", language)
 
 # %% timeout=600
 seq = batch["input_ids"].shape[1]
-estimate = memory.estimate(model.config, "qlora", dtype=here.compute_dtype, adapter_dtype="bf16",
-                           batch=BATCH, seq=seq, checkpointing=False, loss="trl")
+settings = dict(dtype=here.compute_dtype, adapter_dtype="bf16", batch=BATCH, seq=seq,
+                checkpointing=False, loss="trl", autocast=here.compute_dtype != torch.float32)
+estimate = memory.estimate(model.config, "qlora", **settings)
 held = measure.held_after_step(trainer)
 mine = predicted()
 predictions.compare("trained parameters", mine["trainable"], measure.trainable(trainer.model))
@@ -348,13 +349,15 @@ tile = batch["input_ids"].numel() * 32768 * here.compute_dtype.itemsize
 base_held = sum(held[part] for part in ("weights", "weights_4bit", "constants", "adapters"))
 kept = estimate.components["activations"]
 rest = peak.bytes - base_held - kept
-print(f"peak of a step: formula {estimate.total / 1e6:.0f}, measured {peak.bytes / 1e6:.0f} MB")
+gpu = memory.simulate(model.config, "qlora", **settings)
+print(f"peak of a step: formula {estimate.total / 1e6:.0f}, simulated on a GPU "
+      f"{gpu.total / 1e6:.0f}, measured here {peak.bytes / 1e6:.0f} MB")
 print(f"  weights and adapters {base_held / 1e6:.0f}, activations by the formula "
       f"{kept / 1e6:.0f}; left: {rest / 1e6:.0f} MB "
       f"= {rest / tile:.1f} tiles of the loss")
 
 # %% [markdown]
-# What is *held* is predicted to the byte. The *peak* is not, and here is why. It comes when the loss is taken: gradients do not exist yet, all activations do. TRL never builds all logits; it works through tiles of tokens × 32,768 words. The formula counts one tile. On a CPU each operation on a tile makes a new array, and eight or nine of them are alive at once.
+# What is *held* is predicted to the byte. The *peak* is not, and here is why. It comes when the loss is taken: gradients do not exist yet, all activations do. TRL never builds all logits; it works through tiles of tokens × 32,768 words. The formula counts one tile, as a GPU holds it; `memory.simulate`, which runs this very step on tensors without data, agrees with it (both add 17 MB of workspaces that only a GPU has). On a CPU each operation on a tile makes a new array, and eight or nine of them are alive at once.
 #
 # On a GPU the measured number is `torch.cuda.max_memory_allocated`; on a CPU every tensor is followed from its making to its end. `nvidia-smi` would show more than either: reserved memory and the CUDA context.
 #

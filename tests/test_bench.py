@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import nbformat
 
+from loralab import paths
 from tests.attacks import hostile
 from tests.bench import attacks, canaries, otter, report, speed, walls
+from tests.bench.__main__ import RECORDED
 from tests.bench.class_folders import Ours
 from tests.bench.handed_in import chapter, full, untouched
 
@@ -93,3 +96,14 @@ def test_tables(tmp_path):
     assert rows == [[hostile.ATTACKS[0].name, "3", "**20**; a | b", "not tried"]]
     assert "a \\| b" in report.markdown("Attacks", report.attack_summary(outcomes), head, rows, [])
     json.loads((tmp_path / "a.json").read_text())
+
+
+def test_the_readme_says_what_was_recorded():
+    recorded = (RECORDED / "attacks.md").read_text("utf-8")
+    readme = (paths.PROJECT / "README.md").read_text("utf-8")
+    for engine, row in (("LoRA Lab", "this grader"), ("stock nbgrader", "stock nbgrader 0.9.6"),
+                        ("otter-grader", "otter-grader 7.0.0, without a container")):
+        total, paid, harmful = re.search(
+            rf"{engine}: of (\d+) attacks (\d+) paid, (\d+) did damage", recorded).groups()
+        assert f"| {row} | {paid} | {harmful} |" in readme
+        assert f"{total} hostile notebooks" in readme

@@ -9,7 +9,7 @@ from pathlib import Path
 import bitsandbytes
 import pytest
 import torch
-from transformers import GPT2Config, LlamaConfig
+from transformers import AutoConfig, GPT2Config, LlamaConfig
 
 from loralab import four_bit, measure, memory
 from loralab.errors import CourseError
@@ -151,6 +151,12 @@ def test_eight_bit_adam_quantises_large_tensors_only():
     assert min(sizes) < 4096 <= max(sizes)
 
 
+def test_only_full_fine_tuning_has_master_weights():
+    for method in ("lora", "qlora"):
+        plain = memory.estimate("gpt2", method)
+        assert memory.estimate("gpt2", method, master_weights=True).to_dict() == plain.to_dict()
+
+
 def test_mixed_precision_with_master_weights():
     config = llama()
     model = memory.build(config, device="cpu", dtype="bf16")
@@ -270,6 +276,34 @@ def test_trainer_lets_the_logits_go_and_a_plain_loop_does_not():
     assert plain.total - trainer.total == 2048 * 128256 * 2
 
 
+# --- architectures that no formula was written for -----------------------------------------------
+
+SMALL = dict(hidden_size=256, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4)
+OTHERS = {
+    "gpt_neox": SMALL, "opt": SMALL | dict(ffn_dim=512, word_embed_proj_dim=256),
+    "qwen3": SMALL | dict(num_key_value_heads=2, head_dim=64),
+    "mixtral": SMALL | dict(num_key_value_heads=2), "olmo2": SMALL, "phi": SMALL,
+    "bloom": dict(hidden_size=256, n_layer=3, n_head=4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", OTHERS)
+@pytest.mark.parametrize("method", memory.METHODS)
+def test_any_architecture_can_be_simulated_and_the_formula_comes_close(family, method):
+    config = AutoConfig.for_model(family, **OTHERS[family])
+    given = dict(batch=2, seq=256)
+    simulated = memory.simulate(config, method, **given)
+    assert memory.estimate(config, method, **given).total == pytest.approx(simulated.total, rel=0.02)
+
+
+def test_an_attention_of_its_own_is_said_and_eager_works():
+    config = AutoConfig.for_model(
+        "falcon", hidden_size=256, num_hidden_layers=3, num_attention_heads=4)
+    with pytest.raises(CourseError, match="eager"):
+        memory.simulate(config, "lora", seq=64)
+    assert memory.simulate(config, "lora", seq=64, attention="eager").total
+
+
 # --- published measurements ----------------------------------------------------------------------
 
 RUNS = memory.fully_stated_runs()
@@ -338,6 +372,8 @@ def test_dtypes_of_unquantised_parts_adapters_and_compute_are_separate():
         (lambda: memory.estimate("gpt2", "lora", targets=["q_proj"]), "c_attn"),
         (lambda: memory.estimate("gpt2", "lora", rnak=8), "rank"),
         (lambda: memory.estimate("gpt2", "lora", rank=0), "1 or more"),
+        (lambda: memory.estimate("gpt2", "lora", dropout=1.5), "below 1"),
+        (lambda: memory.estimate("gpt2", "lora", optimizer="paged_adamw"), "paged_adamw_8bit"),
         (lambda: memory.estimate("gpt2", "lora", rank=1024), "768"),
         (lambda: memory.estimate("llama-3.2-1b", "lora", rank=1024), "512"),
         (lambda: memory.estimate("gpt2", seq=2048), "1024"),

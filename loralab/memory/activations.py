@@ -77,7 +77,7 @@ def _views_bytes(s: Settings) -> float:
     """
     if _cast_for_attention(s):
         return 0
-    cached = not s.checkpointing and s.loss != "trl"
+    cached = not s.checkpointing and s.loss == "hf"
     copied = {"gpt2": 2 if cached else 0, "phi3": 0 if cached else 2}.get(s.arch.family, 0)
     return copied * s.arch.heads * s.arch.head_dim * s.product.itemsize
 
@@ -144,7 +144,7 @@ def activation_bytes(s: Settings) -> tuple[float, float]:
     if s.checkpointing:
         kept = arch.layers * s.tokens * arch.hidden * s.stream.itemsize
         return tail + kept, block + copies / arch.layers
-    return tail + copies + arch.layers * (block + (cache_beside(s) if s.loss == "hf" else 0)), block
+    return tail + copies + arch.layers * (block + _cache_beside(s)), block
 
 
 def _cast_bytes(s: Settings) -> float:
@@ -159,11 +159,11 @@ def _cast_bytes(s: Settings) -> float:
     return copies * s.compute.itemsize
 
 
-def cache_beside(s: Settings) -> float:
+def _cache_beside(s: Settings) -> float:
     """Of a block's cached keys and values those that are beside what attention keeps.
 
-    A model makes its cache in training too, unless checkpointing turns it off. The attention
-    kernel keeps the cached tensors themselves, if it neither casts nor repeats nor scales them.
+    The attention kernel keeps the cached tensors themselves, if it neither casts nor repeats nor
+    scales them.
     """
     repeated = s.arch.kv_heads != s.arch.heads and s.kernel != "sdpa-flash"
     copied = _cast_for_attention(s) or s.kernel == "sdpa-math" or repeated
@@ -171,8 +171,12 @@ def cache_beside(s: Settings) -> float:
 
 
 def cached_bytes(s: Settings) -> float:
-    """Keys and values of all blocks that `outputs` holds. TRL's trainer asks for none."""
-    if s.loss == "trl" or s.checkpointing:
+    """Keys and values of all blocks that `outputs` holds in a plain loop.
+
+    A model makes this cache in training too, unless one says no: the trainers of transformers and
+    of TRL do, and a model with checkpointing does by itself.
+    """
+    if s.loss != "hf" or s.checkpointing:
         return 0
     size = max(s.stream.itemsize, s.attended.itemsize)
     return 2 * s.tokens * s.arch.layers * s.arch.kv_heads * s.arch.head_dim * size

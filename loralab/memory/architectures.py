@@ -1,4 +1,4 @@
-"""Models by name, and what the formulas need to know of one: the sizes of its tensors.
+"""What the formulas need to know of a model: the sizes of its tensors.
 
 Nothing here needs weights, a network or a GPU: a model is built from its configuration on torch's
 `meta` device, where a tensor has a shape and a dtype but no data.
@@ -17,53 +17,8 @@ import torch
 from torch import nn
 
 from loralab.errors import CourseError
-from loralab.memory.vocabulary import dtype_of, nearest
-
-
-def _llama(hidden, intermediate, layers, heads, kv_heads, vocab, tied, length, family="llama"):
-    return {
-        "model_type": family,
-        "hidden_size": hidden,
-        "intermediate_size": intermediate,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "vocab_size": vocab,
-        "tie_word_embeddings": tied,
-        "max_position_embeddings": length,
-    }
-
-
-def _gpt2(hidden, layers, heads):
-    return {"model_type": "gpt2", "n_embd": hidden, "n_layer": layers, "n_head": heads}
-
-
-_PHI_3 = {"pad_token_id": 32000, "eos_token_id": 32000}  # the defaults lie outside its vocabulary
-
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "gpt2": _gpt2(768, 12, 12),
-    "gpt2-medium": _gpt2(1024, 24, 16),
-    "gpt2-large": _gpt2(1280, 36, 20),
-    "gpt2-xl": _gpt2(1600, 48, 25),
-    "smollm2-135m": _llama(576, 1536, 30, 9, 3, 49152, True, 8192),
-    "smollm2-360m": _llama(960, 2560, 32, 15, 5, 49152, True, 8192),
-    "smollm2-1.7b": _llama(2048, 8192, 24, 32, 32, 49152, True, 8192),
-    "tinyllama-1.1b": _llama(2048, 5632, 22, 32, 4, 32000, False, 2048),
-    "llama-3.2-1b": _llama(2048, 8192, 16, 32, 8, 128256, True, 131072),
-    "llama-3.2-3b": _llama(3072, 8192, 28, 24, 8, 128256, True, 131072),
-    "llama-2-7b": _llama(4096, 11008, 32, 32, 32, 32000, False, 4096),
-    "llama-2-13b": _llama(5120, 13824, 40, 40, 40, 32000, False, 4096),
-    "llama-2-70b": _llama(8192, 28672, 80, 64, 8, 32000, False, 4096),
-    "llama-3.1-8b": _llama(4096, 14336, 32, 32, 8, 128256, False, 131072),
-    "llama-3.1-70b": _llama(8192, 28672, 80, 64, 8, 128256, False, 131072),
-    "mistral-7b": _llama(4096, 14336, 32, 32, 8, 32000, False, 32768, "mistral"),
-    "qwen2.5-0.5b": _llama(896, 4864, 24, 14, 2, 151936, True, 32768, "qwen2"),
-    "qwen2.5-1.5b": _llama(1536, 8960, 28, 12, 2, 151936, True, 131072, "qwen2"),
-    "qwen2.5-3b": _llama(2048, 11008, 36, 16, 2, 151936, True, 32768, "qwen2"),
-    "qwen2.5-7b": _llama(3584, 18944, 28, 28, 4, 152064, False, 131072, "qwen2"),
-    "gemma-2-2b": _llama(2304, 9216, 26, 8, 4, 256000, True, 8192, "gemma2") | {"head_dim": 256},
-    "phi-3-mini-4k": _llama(3072, 8192, 32, 32, 32, 32064, False, 4096, "phi3") | _PHI_3,
-}
+from loralab.memory.vocabulary import dtype_of
+from loralab.memory_names import ARCHITECTURES, nearest, unknown_model
 
 
 @dataclass(frozen=True)
@@ -172,20 +127,17 @@ def _read(model: str | Path) -> dict[str, Any]:
 def _from_hub(model: str) -> Any:
     from transformers import AutoConfig
 
-    near = nearest(model.rsplit("/", 1)[-1].lower(), ARCHITECTURES)
-    if "/" in model:
-        try:
-            return AutoConfig.from_pretrained(model, trust_remote_code=False)
-        except Exception as error:  # the hub's client raises of many kinds
-            raise CourseError(
-                f"{model!r} is no folder here, and the hub gave no configuration of it "
-                f"({_first_line(error)}).",
-                f"Without the hub these names work: {', '.join(near)}.",
-            ) from None
-    raise CourseError(
-        f"Unknown model: {model!r}.",
-        f"Use one of {', '.join(near)}; a folder or a config.json; or a hub id.",
-    )
+    if wrong := unknown_model(model):
+        raise wrong
+    try:
+        return AutoConfig.from_pretrained(model, trust_remote_code=False)
+    except Exception as error:  # the hub's client raises of many kinds
+        near = nearest(model.rsplit("/", 1)[-1].lower(), ARCHITECTURES)
+        raise CourseError(
+            f"{model!r} is no folder here, and the hub gave no configuration of it "
+            f"({_first_line(error)}).",
+            f"Without the hub these names work: {', '.join(near)}.",
+        ) from None
 
 
 def _first_line(error: Exception) -> str:
@@ -231,7 +183,7 @@ def _describe(model: nn.Module, name: str) -> Architecture:
             top = Linear(path, head.in_features, head.out_features)
         elif isinstance(module, Conv1D):  # GPT-2 stores its weights (in, out)
             linear.append(Linear(path, *module.weight.shape))
-        elif type(module) is nn.Linear:
+        elif isinstance(module, nn.Linear):
             linear.append(Linear(path, module.in_features, module.out_features))
     config = model.config
     heads = config.num_attention_heads

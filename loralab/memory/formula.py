@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from loralab.memory import kernels
-from loralab.memory.activations import activation_bytes, backward_bytes, cache_beside, cached_bytes
+from loralab.memory.activations import activation_bytes, backward_bytes, cached_bytes
 from loralab.memory.held import FP32, held_bytes, trained_sizes
 from loralab.memory.result import HELD, LABELS, Estimate
 from loralab.memory.settings import Settings, chosen
@@ -102,16 +102,13 @@ def moments(s: Settings, held: dict[str, int]) -> list[tuple[str, dict[str, floa
     always = held | {"workspace": kernels.CUBLAS_WORKSPACES}
     before = always | {"gradients": 0}
     if s.loss == "hf":  # `outputs` is there until the next step's
-        always = always | {"logits": s.tokens * s.arch.vocab * s.attended.itemsize,
-                           "activations": cached_bytes(s)}
+        logits = s.tokens * s.arch.vocab * s.attended.itemsize
+        always = always | {"logits": logits, "activations": cached_bytes(s)}
         first += cached_bytes(s)
     head = s.arch.embedding * s.dtype.itemsize if s.method == "full" else 0
     again = block if s.checkpointing else 0
     during = backward_bytes(s)
-    outputs = 0.0 if s.loss == "hf" else s.arch.layers * cache_beside(s)  # let go before backward
-    return [
-        ("in the forward pass of the loss",
-         before | {"activations": kept + outputs, "logits": loss_bytes(s, forward=True)}),
+    found = [
         ("in the backward pass of the loss",
          before | {"activations": kept, "logits": loss_bytes(s)}),
         ("in the backward pass of the last block",
@@ -123,4 +120,11 @@ def moments(s: Settings, held: dict[str, int]) -> list[tuple[str, dict[str, floa
          always | {"temporary": 2 * head if s.arch.tied else 0}),
         ("in the optimizer's step", always | {"temporary": step_bytes(s)}),
     ]  # fmt: skip
+    if s.loss != "trl":  # whose two passes over the tiles are alike
+        # The name `outputs` still means the last step's when this one's are made.
+        last = {name: always.get(name, 0) for name in ("activations", "logits")}
+        found.append(("in the forward pass of the loss",
+                      before | {"activations": kept + last["activations"],
+                                "logits": loss_bytes(s, forward=True) + last["logits"]}))
+    return found
 

@@ -14,7 +14,8 @@ import torch
 from loralab.memory.architectures import Architecture, Linear
 from loralab.memory.result import HELD
 from loralab.memory.settings import OPTIMIZERS, Settings, targeted
-from loralab.memory.vocabulary import dtype_of, one_of
+from loralab.memory.vocabulary import dtype_of
+from loralab.memory_names import one_of
 
 FP32 = 4  # bytes
 

@@ -97,28 +97,37 @@ class Estimate:
         return f"Estimate({self.total / GiB:.2f} GiB: {parts})"
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td style='text-align:left'><span style='color:{COLOURS[name]}'>&#9632;</span> "
-            f"{LABELS[name]}</td><td>{size / GiB:,.3f}</td><td>{size / self.total:.1%}</td></tr>"
-            for name, size in self.components.items()
-            if size
-        )
+        shown = {name: size for name, size in self.components.items() if size}
+        # Black would be nothing on a dark page: there, the text's colour stands for it.
+        colours = {name: COLOURS[name].replace("#000000", "currentColor") for name in shown}
         bar = "".join(
-            f"<span title='{LABELS[name]}: {size / GiB:,.3f} GiB' style='display:inline-block;"
-            f"height:14px;width:{480 * size / self.total:.1f}px;background:{COLOURS[name]}'></span>"
-            for name, size in self.components.items()
-            if size
+            f"<span title='{LABELS[name]}: {size / GiB:,.3f} GiB' "
+            f"style='flex:{size / self.total:.6f} 0 1px;background:{colours[name]}'></span>"
+            for name, size in shown.items()
         )
-        low, high = (size / GiB for size in self.reserved_range)
+        left = "style='text-align:left'"
+        square = "display:inline-block;width:.8em;height:.8em;margin-right:.6em;background"
+        rows = "".join(
+            f"<tr><td {left}><span style='{square}:{colours[name]}'></span>{LABELS[name]}</td>"
+            f"<td>{size / GiB:,.3f}</td><td>{size / self.total:.1%}</td></tr>"
+            for name, size in shown.items()
+        )
+        ranges = "".join(
+            f"<tr><td {left}>{label}</td><td colspan='2' {left}>{low / GiB:,.1f} to "
+            f"{high / GiB:,.1f}</td></tr>"
+            for label, (low, high) in (("reserved by the allocator", self.reserved_range),
+                                       ("shown by nvidia-smi", self.device_range))
+        )
         said = ", ".join(f"{k}={v}" for k, v in self.settings.items())
         return (
-            f"<div style='white-space:nowrap;line-height:0'>{bar}</div>"
-            "<table><thead><tr><th style='text-align:left'>alive at the peak</th><th>GiB</th>"
-            f"<th>share</th></tr></thead><tbody>{rows}</tbody><tfoot><tr>"
-            f"<th style='text-align:left'>peak, allocated (= {self.total / GB:,.2f} GB)</th>"
-            f"<th>{self.total / GiB:,.3f}</th><th></th></tr></tfoot></table>"
-            f"<small>Peak {escape(self.peak_at)} ({self.by}). Reserved by the allocator: "
-            f"{low:,.1f} to {high:,.1f} GiB. {escape(said)}</small>"
+            "<div style='display:flex;width:100%;max-width:36em;height:1.1em;margin:.4em 0'>"
+            f"{bar}</div><table style='margin:0'><thead><tr><th {left}>alive at the peak</th>"
+            f"<th>GiB</th><th>share</th></tr></thead><tbody>{rows}</tbody><tfoot "
+            "style='border-top:1px solid currentColor'>"
+            f"<tr><th {left}>peak, allocated</th><th>{self.total / GiB:,.3f}</th>"
+            f"<th>= {self.total / GB:,.2f} GB</th></tr>{ranges}</tfoot></table>"
+            f"<div style='max-width:60em;font-size:85%;margin:.4em 0'>The peak is "
+            f"{escape(self.peak_at)} ({self.by}).<br>{escape(said)}</div>"
         )
 
 

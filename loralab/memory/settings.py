@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,32 +12,8 @@ import torch
 from loralab.errors import CourseError
 from loralab.memory import architectures
 from loralab.memory.architectures import Architecture, Linear
-from loralab.memory.vocabulary import dtype_of, name_of, one_of
-
-METHODS = ("full", "lora", "qlora")
-OPTIMIZERS = {
-    "adamw": "torch.optim.AdamW, fused: the default of transformers' Trainer",
-    "adamw_foreach": "torch.optim.AdamW as torch chooses on a GPU: temporary copies at each step",
-    "adamw_8bit": "bitsandbytes AdamW8bit",
-    "paged_adamw_8bit": "bitsandbytes PagedAdamW8bit: states of large tensors in paged memory",
-    "sgd": "torch.optim.SGD without momentum",
-}
-OTHER_NAMES = {  # transformers' names for the same
-    "adamw_torch_fused": "adamw", "adamw_torch": "adamw_foreach", "adamw_bnb_8bit": "adamw_8bit",
-    "paged_adamw": "paged_adamw_8bit",
-}  # fmt: skip
-LOSSES = {
-    "hf": "a plain loop, `outputs = model(...); outputs.loss.backward()`: the logits stay",
-    "trainer": "transformers' Trainer: the logits are let go before backward",
-    "trl": "TRL's SFTTrainer: the logits never exist as a whole",
-}
-ATTENTION = {
-    "auto": "what PyTorch chooses on a GPU of compute capability 8.0 or more",
-    "sdpa-flash": "16-bit only; keeps queries, keys, values and output",
-    "sdpa-efficient": "like flash, with keys and values repeated for every head",
-    "sdpa-math": "keeps heads x length x length numbers a layer",
-    "eager": "transformers' own: keeps several times heads x length x length",
-}
+from loralab.memory.vocabulary import dtype_of, name_of
+from loralab.memory_names import ATTENTION, LOSSES, METHODS, OPTIMIZERS, OTHER_NAMES, one_of
 
 
 @dataclass(frozen=True)
@@ -188,7 +164,8 @@ def settings(
     made = Settings(
         arch=arch, method=method, dtype=base, compute=dtype_of(compute_dtype),
         adapter=dtype_of(adapter_dtype), autocast=autocast,
-        kbit_prep=kbit_prep and method == "qlora", master_weights=master_weights,
+        kbit_prep=kbit_prep and method == "qlora",
+        master_weights=master_weights and method == "full",
         optimizer=optimizer, rank=rank, alpha=alpha, dropout=dropout,
         targets=wanted if isinstance(wanted, str) else ",".join(wanted), adapted=adapted,
         double_quant=double_quant, batch=batch, seq=seq, checkpointing=checkpointing, loss=loss,
@@ -212,6 +189,8 @@ def _can_train(made: Settings) -> None:
     for name in ("rank", "batch", "seq"):
         if getattr(made, name) < 1:
             raise CourseError(f"{name} is {getattr(made, name)}.", "It must be 1 or more.")
+    if not 0 <= made.dropout < 1:
+        raise CourseError(f"dropout is {made.dropout}.", "It is a share, from 0 to below 1.")
     if made.seq > made.arch.length:
         raise CourseError(
             f"{made.arch.name} takes at most {made.arch.length:,} tokens; seq is {made.seq:,}.",
@@ -229,7 +208,12 @@ def _can_train(made: Settings) -> None:
         raise CourseError("Autocast computes in 16 bits, and compute_dtype is fp32.",
                           'Leave autocast off, or use compute_dtype="bf16".')
     if made.kernel == "sdpa-flash" and made.attended == torch.float32:
-        raise CourseError("The flash kernel takes no fp32.", 'Use attention="auto", or autocast.')
+        why = "kbit_prep makes" if made.kbit_prep else "the weights' dtype makes"
+        automatic = replace(made, attention="auto").kernel
+        raise CourseError(
+            f"The flash kernel takes 16-bit numbers only; {why} queries fp32 without autocast.",
+            f'Turn autocast on, or leave attention at "auto", which is {automatic} here.',
+        )
     if made.arch.softcap and made.kernel != "eager":
         raise CourseError(
             f"{made.arch.name} caps its attention scores, which {made.kernel} cannot.",

@@ -64,7 +64,15 @@ def simulate(model: Any, method: str = "qlora", **given: Any) -> Estimate:
             "transformers keeps no fp32 copy beside 16-bit weights: there is nothing to simulate.",
             'Its mixed precision is dtype="fp32" with autocast=True.',
         )
-    found = peak_of(step)
+    try:
+        found = peak_of(step)
+    except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
+        said = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        name, attention = step.arch.name, step.kernel
+        raise CourseError(
+            f"A step of {name} cannot be simulated with {attention} attention ({said}).",
+            'Some models have an attention of their own: try attention="eager", or the formula.',
+        ) from error
     alive = dict.fromkeys(LABELS, 0) | found.by | {"workspace": kernels.CUBLAS_WORKSPACES}
     trained = sum(trained_sizes(step))
     where = f" in {found.module}" if found.module and found.phase != "optimizer" else ""
