@@ -6,6 +6,7 @@ import contextlib
 import gc
 import subprocess
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -78,13 +79,14 @@ class Cuda:
 class Followed:
     """Storages followed from operation to operation; a CPU has no counter of its own.
 
-    What a kernel takes for itself inside one operation is not seen.
+    What a kernel takes for itself inside one operation is not seen. `how` is passed on to
+    `LiveStorages`.
     """
 
     counted_by = "followed storages"
 
-    def __init__(self) -> None:
-        self.storages = LiveStorages()
+    def __init__(self, **how: Any) -> None:
+        self.storages = LiveStorages(**how)
 
     def read(self) -> Reading:
         found: Reading = {"allocated": self.storages.live, "peak_allocated": self.storages.peak}

@@ -7,7 +7,7 @@ it picks decides what is kept for backward, so here each is called by its name.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 from unittest import mock
 
@@ -131,13 +131,15 @@ def _fp32(value: Any) -> Any:
 _LAYER_NORM, _SOFTMAX = nn.functional.layer_norm, nn.functional.softmax
 
 
-def hidden_bytes(function: Any, arguments: tuple[Any, ...]) -> int:
+def hidden_bytes(function: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> int:
     """Bytes that a CUDA kernel takes for itself while an operation runs."""
     scratch = _SCRATCH.get(function)
-    return scratch(*arguments) if scratch else 0
+    return scratch(*arguments, **named) if scratch else 0
 
 
-def _flash_backward(gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, *_: Any) -> int:
+def _flash_backward(
+    gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any
+) -> int:
     """`mha_bwd` in PyTorch's flash_api.cpp: dq in fp32, one number a row, dk and dv a query head.
     """
     batch, heads, length, size = query.shape
@@ -148,9 +150,17 @@ def _flash_backward(gradient: torch.Tensor, query: torch.Tensor, key: torch.Tens
     return found
 
 
-def _gemm_4bit(a: torch.Tensor, b: torch.Tensor, shape: Any, *_: Any, **__: Any) -> int:
-    """bitsandbytes turns the whole weight back into 16 bits before it multiplies."""
-    return shape[0] * shape[1] * a.element_size()
+def _gemm_4bit(
+    a: torch.Tensor, b: torch.Tensor, shape: Any, *_: Any, absmax_8bit: torch.Tensor | None = None,
+    **__: Any,
+) -> int:
+    """bitsandbytes turns the whole weight back into 16 bits before it multiplies.
+
+    With double quantisation it has the constants in fp32 before that, twice for the offset's sake.
+    (Its fused kernel takes no more than some hundred tokens, by GPU and shape.)
+    """
+    scales = 2 * 4 * absmax_8bit.numel() if absmax_8bit is not None else 0
+    return shape[0] * shape[1] * a.element_size() + scales
 
 
 _SCRATCH = {aten._scaled_dot_product_flash_attention_backward.default: _flash_backward}

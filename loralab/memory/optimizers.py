@@ -21,9 +21,15 @@ class Torch:
         self.made.step()
 
     def states(self) -> list[torch.Tensor]:
-        """What it keeps in the GPU's memory. Step counters are on the CPU unless it is fused."""
-        return [value for state in self.made.state.values() for name, value in state.items()
-                if isinstance(value, torch.Tensor) and (self.steps_on_gpu or name != "step")]
+        """What it keeps in the GPU's memory."""
+        outside = {id(counter) for counter in self.in_main_memory()}
+        return [value for state in self.made.state.values() for value in state.values()
+                if isinstance(value, torch.Tensor) and id(value) not in outside]
+
+    def in_main_memory(self) -> list[torch.Tensor]:
+        """Step counters, unless it is fused."""
+        found = [] if self.steps_on_gpu else [s.get("step") for s in self.made.state.values()]
+        return [counter for counter in found if isinstance(counter, torch.Tensor)]
 
 
 class EightBit:
@@ -52,6 +58,10 @@ class EightBit:
     def states(self) -> list[torch.Tensor]:
         return [value for state in self.made.state.values() for value in state.values()
                 if isinstance(value, torch.Tensor) and value.device.type != "meta"]
+
+    def in_main_memory(self) -> list[torch.Tensor]:
+        """Nothing that was counted: paged states were left out when they were made."""
+        return []
 
 
 def of(name: str, trained: Sequence[torch.nn.Parameter]) -> Torch | EightBit:

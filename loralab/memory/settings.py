@@ -154,7 +154,7 @@ def settings(
     arch = architectures.describe(model)
     base = dtype_of(dtype)
     if autocast is None:
-        autocast = loss == "trl"
+        autocast = loss == "trl" and compute_dtype not in ("fp32", torch.float32)
     if adapter_dtype is None:
         adapter_dtype = torch.bfloat16 if loss == "trl" and method == "qlora" else torch.float32
     if compute_dtype is None:
@@ -204,6 +204,9 @@ def _can_train(made: Settings) -> None:
                 f"Use a rank up to {min(layer.inputs, layer.outputs)}, where LoRA saves nothing "
                 "any more, or leave that layer out of the targets.",
             )
+    if made.autocast and made.compute == torch.float32:
+        raise CourseError("Autocast computes in 16 bits, and compute_dtype is fp32.",
+                          'Leave autocast off, or use compute_dtype="bf16".')
     if made.kernel == "sdpa-flash" and made.attended == torch.float32:
         why = "kbit_prep makes" if made.kbit_prep else "the weights' dtype makes"
         automatic = replace(made, attention="auto").kernel

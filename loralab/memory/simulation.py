@@ -232,6 +232,7 @@ class Step:
         self.phase, self.modules = "", []
         self.names = {module: name for name, module in self.base.named_modules()}
         gpu = {"block": CUDA_BLOCK, "hidden": kernels.hidden_bytes} if on_gpu else {}
+        self.on_gpu = on_gpu
         self.place = as_on_gpu(settings) if on_gpu else contextlib.nullcontext()
         self.storages = LiveStorages(where=self._where, **gpu)
         for kind, tensor in tensors_of(model):
@@ -253,6 +254,8 @@ class Step:
             states = self.optimizer.states()
         for tensor in states:
             self.storages.add(tensor, "optimizer")
+        for tensor in self.optimizer.in_main_memory() if self.on_gpu else ():
+            self.storages.leave_out(tensor)
         self.model.zero_grad(set_to_none=True)
         self.storages.forget_peak()
 
@@ -343,8 +346,16 @@ def as_on_gpu(settings: Settings) -> Iterator[None]:
 def _without_triton() -> Iterator[None]:
     """TRL's loss as on CUDA, where Triton kernels work on each tile in place."""
     from trl.kernels import chunked_logprob
+    from trl.trainer import utils
 
+    def apply(hidden: torch.Tensor, *rest: Any) -> Any:
+        # On CUDA the hidden states of tokens with a label are picked out: always a copy.
+        return ordinary.apply(hidden.clone() if hidden._is_view() else hidden, *rest)
+
+    ordinary = utils._ChunkedLogProbFunction
     nothing = {name: lambda *args, **kwargs: None
                for name in ("_forward_tile", "_backward_tile", "_addmm_fp32")}
-    with mock.patch.multiple(chunked_logprob, **nothing):
+    picking = mock.Mock(apply=apply)
+    with mock.patch.multiple(chunked_logprob, **nothing), \
+            mock.patch.object(utils, "_ChunkedLogProbFunction", picking):
         yield

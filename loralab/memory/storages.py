@@ -29,8 +29,8 @@ class LiveStorages(TorchDispatchMode):
 
     `block`: sizes are rounded up to multiples of this many bytes. `live` and `peak` are bytes;
     `live_by` and `peak_by` are the same by kind. `kind` is what new storages are put down to; the
-    caller changes it as the program goes on. `hidden(function, arguments)` says how many bytes an
-    operation's kernel takes inside, which no tensor shows. `where()` is asked at every new peak.
+    caller changes it as the program goes on. `hidden(function, arguments, named)` says how many
+    bytes an operation's kernel takes inside, which no tensor shows. `where()` is asked at every new peak.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class LiveStorages(TorchDispatchMode):
         *,
         block: int = 1,
         kind: str = "temporary",
-        hidden: Callable[..., int] = lambda function, arguments: 0,
+        hidden: Callable[..., int] = lambda function, arguments, named: 0,
         where: Callable[[object], object] = lambda function: None,
     ):
         super().__init__()
@@ -79,6 +79,14 @@ class LiveStorages(TorchDispatchMode):
         self._kinds[key] = kind, size
         self.live_by[kind] += size
 
+    def leave_out(self, tensor: torch.Tensor) -> None:
+        """Take a counted tensor's storage off for good: it is in another memory."""
+        key = tensor.untyped_storage()._cdata
+        kind, size = self._kinds[key]
+        self._kinds[key] = kind, 0
+        self.live -= size
+        self.live_by[kind] -= size
+
     def _freed(self, key: int) -> None:
         kind, size = self._kinds.pop(key)
         self.live -= size
@@ -97,5 +105,5 @@ class LiveStorages(TorchDispatchMode):
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor) and leaf.device.type != "meta":
                 self.add(leaf)
-        self._look(function, self.hidden(function, args))
+        self._look(function, self.hidden(function, args, kwargs))
         return result
