@@ -42,10 +42,13 @@ def run(
     measured: dict[str, Any] = {"stages": stages}
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
+        if steps < 2:
+            raise CourseError(f"{steps} steps show no training.",
+                              "Two or more: the first one makes the optimizer's states.")
         settings = settings_of(given)
         record["settings"] = settings.described() | {"model": given.get("model")}
         with quiet():
-            _train(settings, place, steps, measured)
+            train(settings, place, steps, measured)
     except Exception as error:
         status, reason = _what_went_wrong(error)
         record |= {"status": status, "reason": reason, "stage": _after(stages)}
@@ -80,14 +83,17 @@ def configured(named: Any) -> Any:
 # --- the run -------------------------------------------------------------------------------------
 
 
-def _train(settings: Settings, device: torch.device, steps: int, measured: dict[str, Any]) -> None:
+def train(
+    settings: Settings, device: torch.device, steps: int, measured: dict[str, Any],
+    meter: meters.Cuda | meters.Followed | None = None,
+) -> None:  # fmt: skip
     """Train for some steps, and write into `measured` as far as it comes."""
-    stages, seconds = measured["stages"], []
+    stages, seconds = measured.setdefault("stages", {}), []
     if settings.master_weights:
         raise Unsupported("transformers keeps no fp32 copy beside 16-bit weights.",
                           'Its mixed precision is dtype="fp32" with autocast=True.')
     torch.manual_seed(0)
-    meter = meters.meter(device)
+    meter = meter or meters.meter(device)
     measured["counted_by"] = meter.counted_by
 
     made = model.loaded(settings, device)
@@ -112,6 +118,7 @@ def _train(settings: Settings, device: torch.device, steps: int, measured: dict[
             if step == 0:
                 meter.know(value for state in optimizer.state.values() for value in state.values()
                            if torch.is_tensor(value) and value.device.type == device.type)
+                meter.leave_out(loop.counters(optimizer, settings))
             measured["held"] = held(made, optimizer, settings)
         stages[stage] = _highest(stages.get(stage), meter.read())
         if where == "step":
@@ -140,16 +147,15 @@ def held(made: Any, optimizer: Any, settings: Settings) -> dict[str, int]:
 def summed_up(
     stages: Mapping[str, meters.Reading], seconds: list[float], settings: Settings
 ) -> dict[str, Any]:
-    """Peaks of the training itself, without loading; speed of the steps after the first."""
-    training = {name: found for name, found in stages.items() if name.startswith(("first", "later"))}
+    """Peaks and speed of the steps after the first, which has made the optimizer's states."""
+    training = {name: found for name, found in stages.items() if name.startswith("later")}
     at = max(training, key=lambda name: training[name]["peak_allocated"])
     found: dict[str, Any] = {"peak_allocated": training[at]["peak_allocated"], "peak_in": at}
     if "peak_reserved" in training[at]:
         found["peak_reserved"] = max(reading["peak_reserved"] for reading in training.values())
-    usual = median(seconds[1:] or seconds)
     return found | {
         "seconds_per_step": [round(taken, 4) for taken in seconds],
-        "tokens_per_second": round(settings.tokens / usual, 1),
+        "tokens_per_second": round(settings.tokens / median(seconds[1:]), 1),
     }
 
 
