@@ -79,7 +79,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen2.5-1.5b": _llama(1536, 8960, 28, 12, 2, 151936, True, 131072, "qwen2"),
     "qwen2.5-3b": _llama(2048, 11008, 36, 16, 2, 151936, True, 32768, "qwen2"),
     "qwen2.5-7b": _llama(3584, 18944, 28, 28, 4, 152064, False, 131072, "qwen2"),
+    "gemma-2b": _llama(2048, 16384, 18, 8, 1, 256000, True, 8192, "gemma") | {"head_dim": 256},
+    "gemma-7b": _llama(3072, 24576, 28, 16, 16, 256000, True, 8192, "gemma") | {"head_dim": 256},
     "gemma-2-2b": _llama(2304, 9216, 26, 8, 4, 256000, True, 8192, "gemma2") | {"head_dim": 256},
+    "gemma-2-9b": _llama(3584, 14336, 42, 16, 8, 256000, True, 8192, "gemma2") | {"head_dim": 256},
     "phi-3-mini-4k": _llama(3072, 8192, 32, 32, 32, 32064, False, 4096, "phi3") | _PHI_3,
 }
 

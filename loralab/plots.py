@@ -28,8 +28,10 @@ COLOURS = {
     "qlora": GREEN,
 }
 METHOD_NAMES = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
-# What a published number measured, by the marker that stands for it.
+# What a published number measured, and who published it, by the marker that stands for it.
 MEMORY_MARKERS = {"allocated": "o", "reserved": "s", "not stated": "D"}
+SOURCES = {"can-i-finetune-this": BLUE, "PEFT": VERMILION, "torchtune": PURPLE, "LitGPT": GREEN,
+           "LitGPT, 4-bit": SKY, "LLaMA-Factory": ORANGE}  # fmt: skip
 
 
 def use_style() -> None:
@@ -63,7 +65,6 @@ def use_style() -> None:
 
 def memory_bars(
     estimates: Mapping[str, memory.Estimate],
-    published: Sequence[Mapping[str, Any]] = (),
     *,
     title: str = "",
     lesson: Mapping[str, float] | None = None,
@@ -71,9 +72,8 @@ def memory_bars(
     """Stacked bars of memory by component, in GB, one bar for each of `estimates` (name -> it).
 
     Full fine-tuning has a panel and a scale of its own, or it would flatten the others. The dashed
-    box above a bar is what the card needs (`memory.on_card`). `published`: rows of
-    `memory.published()`, drawn beside the bar of their method, each with the formula at its own
-    settings. `lesson`: method -> bytes, drawn as a line across that bar.
+    box above a bar is what the card needs (`memory.on_card`). `lesson`: method -> bytes, drawn as
+    a line across that bar.
     """
     full = {name: e for name, e in estimates.items() if e.settings["method"] == "full"}
     panels = [p for p in (full, {n: e for n, e in estimates.items() if n not in full}) if p]
@@ -81,23 +81,20 @@ def memory_bars(
         1, len(panels), figsize=(10, 5), squeeze=False, width_ratios=[len(p) for p in panels]
     )
     for axes, panel in zip(all_axes[0], panels):
-        _bars(axes, panel, published, lesson or {})
+        _bars(axes, panel, lesson or {})
     all_axes[0][0].set_ylabel("peak memory in GB (10⁹ bytes)")
     if len(panels) > 1:
         all_axes[0][1].set_ylabel("GB, on a scale of its own")
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
-    figure.legend(
-        handles=_bar_legend(list(estimates.values()), published, lesson), loc="outside right upper"
-    )
+    figure.legend(handles=_bar_legend(list(estimates.values()), lesson), loc="outside right upper")
     return figure
 
 
-def _bars(axes, estimates, published, lesson) -> None:
+def _bars(axes, estimates, lesson) -> None:
     """One panel of `memory_bars`."""
-    width, lane = (0.44, 0.115) if published else (0.6, 0)
+    width = 0.6
     methods = [e.settings["method"] for e in estimates.values()]
-    shown = [row for row in published if row["method"] in methods]
-    tops = [memory.on_card(e.total) for e in estimates.values()] + [r["bytes"] for r in shown]
+    tops = [memory.on_card(e.total) for e in estimates.values()]
     tops += [lesson[method] for method in methods if method in lesson]
     scale = max(tops) / memory.GB
     axes.set_ylim(0, 1.14 * scale)
@@ -119,58 +116,131 @@ def _bars(axes, estimates, published, lesson) -> None:
         if method in lesson:
             y = lesson[method] / memory.GB
             axes.plot([x - width / 2 - 0.04, x + width / 2 + 0.04], [y, y], color=BLACK)
-        rows = [row for row in shown if row["method"] == method]
-        for place, row in enumerate(rows):
-            at, y = x + width / 2 + 0.1 + lane * place, row["bytes"] / memory.GB
-            lost = row.get("out_of_memory")
-            if row["predicted"]:
-                formula = row["predicted"].total / memory.GB
-                axes.plot([at, at], [formula, y], color=GREY, linewidth=1)
-                axes.plot(at, formula, "_", color=BLACK, markersize=9, markeredgewidth=2)
-            axes.plot(
-                at, y, "^" if lost else MEMORY_MARKERS[row["memory"]],
-                color="white", markeredgecolor=BLACK, markersize=8,
-            )  # fmt: skip
-            axes.annotate(
-                row["id"], (at, y), (0, 7), textcoords="offset points", ha="center", fontsize=8.5
-            )
     axes.set_xticks(range(len(estimates)), list(estimates))
-    right = 0.75 if published else 0.5
-    axes.set_xlim(-0.38 if published else -0.5, len(estimates) - 1 + right)
+    axes.set_xlim(-0.5, len(estimates) - 0.5)
 
 
-def _bar_legend(estimates, published, lesson) -> list[Patch | Line2D]:
+def _bar_legend(estimates, lesson) -> list[Patch | Line2D]:
     used = [c for c in memory.LABELS if any(e.components[c] for e in estimates)]
     handles = [Patch(color=COLOURS[c], label=memory.LABELS[c]) for c in reversed(used)]
     handles.insert(0, Patch(fill=False, linestyle="--", label="allocator and CUDA context"))
     if lesson:
         handles.append(Line2D([], [], color=BLACK, label="what many texts say"))
-    kinds = {"out of memory" if r.get("out_of_memory") else r["memory"] for r in published}
-    for kind in ("allocated", "reserved", "not stated", "out of memory"):
-        if kind in kinds:
-            said = "published: " + (kind if "of" in kind else f"{kind} memory")
-            said = "published: which memory not stated" if kind == "not stated" else said
-            handles.append(
-                Line2D([], [], marker=MEMORY_MARKERS.get(kind, "^"), color="none", label=said,
-                       markerfacecolor="white", markeredgecolor=BLACK, markersize=8)
-            )  # fmt: skip
-    if published:
-        handles.append(
-            Line2D([], [], marker="_", color="none", markeredgecolor=BLACK, markersize=9,
-                   markeredgewidth=2, label="formula at that run's settings")
-        )  # fmt: skip
+    return handles
+
+
+def predicted_against_published(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Predicted against measured memory in GiB, and the error below, one marker for each row.
+
+    `rows`: of `memory.measurements()`, `published()` or `fully_stated_runs()`; those without a
+    prediction are not drawn. The marker is the simulation, the dot in it the formula. Colour:
+    source; shape: what was measured; open: a setting is assumed. Where there is room, the rows of
+    chapter 01 have their id beside them. An error too large for the lower panel is written there.
+    """
+    rows = [row for row in rows if row["simulated"]]
+    figure, (upper, lower) = plt.subplots(
+        2, 1, figsize=(8.4, 8.2), sharex=True, height_ratios=[3, 2.5]
+    )
+    points = [_point(row) for row in rows]
+    sizes = [size for x, simulated, formula in points for size in (x, simulated)]
+    ends = [0.85 * min(sizes), 1.2 * max(sizes)]
+    errors = [100 * (simulated / x - 1) for x, simulated, _ in points]
+    limits = min(-12, min(errors) - 8), max(12, min(22, max(errors) + 4))
+    upper.plot(ends, ends, color=GREY, linewidth=1, zorder=1)
+    upper.fill_between(
+        ends, [0.9 * e for e in ends], [1.1 * e for e in ends], color="#EFEFEF", zorder=0
+    )
+    for width, grey in ((10, "#EFEFEF"), (1, "#CFCFCF")):
+        lower.axhspan(-width, width, color=grey, linewidth=0, zorder=0)
+    lower.axhline(0, color=GREY, linewidth=1, zorder=1)
+    named = len(rows) < 30
+    for row, (x, simulated, formula), off in zip(rows, points, errors):
+        _mark(upper, row, x, simulated, formula, (13, -9) if named else None)
+        dot = 100 * (formula / x - 1)
+        if off > limits[1]:
+            lower.annotate(f"{off:+.0f} %", (x, limits[1] - 1.8), (9, 0), fontsize=9,
+                           textcoords="offset points", va="center")  # fmt: skip
+            off = dot = limits[1] - 1.8
+        _mark(lower, row, x, off, dot, (0, -15) if named else None)
+    for axes in (upper, lower):
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(ends)
+        axes.grid(axis="x")
+    upper.set_yscale("log", base=2)
+    upper.set_ylim(ends)
+    ticks = [size for size in (1, 2, 4, 8, 16, 32, 64) if ends[0] <= size <= ends[1]]
+    upper.set_xticks(ticks, [str(size) for size in ticks])
+    upper.set_yticks(ticks, [str(size) for size in ticks])
+    lower.set_ylim(limits)
+    upper.set_ylabel("predicted, in GiB allocated")
+    lower.set_ylabel("predicted / measured − 1, in %")
+    lower.set_xlabel("published measurement, in GiB")
+    upper.set_title("Predicted against published memory")
+    figure.legend(handles=_published_legend(rows), loc="outside lower center", ncols=3)
+    return figure
+
+
+def _point(row: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Measured, simulated and by formula, in GiB."""
+    return tuple(row[key] / memory.GiB for key in ("bytes", "simulated", "formula"))
+
+
+def _series(row: Mapping[str, Any]) -> str:
+    """Who published it; LitGPT's 4-bit runs apart, as one cause makes them differ."""
+    return "LitGPT, 4-bit" if (row["group"], row["method"]) == ("LitGPT", "qlora") else row["group"]
+
+
+def _mark(axes, row, x: float, y: float, dot: float, name_at) -> None:
+    colour = SOURCES[_series(row)]
+    axes.plot(
+        x, y, MEMORY_MARKERS[row["memory"]], markersize=8, markeredgewidth=1.4, zorder=2,
+        markeredgecolor=colour, color="white" if "assumed" in row else colour,
+    )  # fmt: skip
+    axes.plot(x, dot, ".", color=BLACK, markersize=3.5, zorder=3)
+    if name_at and row.get("chapter"):
+        axes.annotate(
+            row["id"], (x, y), name_at, textcoords="offset points", ha="center", fontsize=9
+        )
+
+
+def _published_legend(rows) -> list[Patch | Line2D]:
+    def mark(marker: str, label: str, colour: str = GREY, **given: Any) -> Line2D:
+        return Line2D([], [], linestyle="none", marker=marker, label=label, color=colour, **given)
+
+    shown = [_series(row) for row in rows]
+    handles: list[Patch | Line2D] = [
+        mark("o", f"{name} ({shown.count(name)})", colour, markersize=8)
+        for name, colour in SOURCES.items() if name in shown
+    ]
+    said = {"allocated": "allocated", "reserved": "reserved (1.02 to 1.25 × that)",
+            "not stated": "memory not stated"}  # fmt: skip
+    handles += [mark(marker, said[kind], markersize=8) for kind, marker in MEMORY_MARKERS.items()
+                if any(row["memory"] == kind for row in rows)]
+    handles += [
+        mark("o", "open: a setting assumed", markersize=8, markerfacecolor="white",
+             markeredgewidth=1.4),
+        mark(".", "dot: formula; marker: simulation", BLACK, markersize=5),
+        Patch(color="#CFCFCF", label="± 1 %"),
+        Patch(color="#EFEFEF", label="± 10 %"),
+    ]  # fmt: skip
     return handles
 
 
 def memory_by_tokens(model: str, tokens: Sequence[int], **settings: Any) -> Figure:
-    """Memory of the three methods against tokens in a batch, with and without checkpointing."""
+    """Memory of the three methods against tokens in a batch, with and without checkpointing.
+
+    `tokens`: sizes of batches of sequences of 512 tokens; one shorter sequence below that.
+    """
     figure, axes = plt.subplots()
     for method in memory.METHODS:
         for checkpointing, line in ((False, "-"), (True, "--")):
             sizes = [
-                memory.estimate(model, method, seq=n, checkpointing=checkpointing, **settings).total
+                memory.estimate(
+                    model, method, batch=max(1, n // 512), seq=min(n, 512),
+                    checkpointing=checkpointing, **settings,
+                ).total
                 for n in tokens
-            ]
+            ]  # fmt: skip
             axes.plot(
                 tokens, [size / memory.GB for size in sizes], line, color=COLOURS[method],
                 label=METHOD_NAMES[method] + (", checkpointing" if checkpointing else ""),

@@ -107,3 +107,10 @@ def test_the_readme_says_what_was_recorded():
             rf"{engine}: of (\d+) attacks (\d+) paid, (\d+) did damage", recorded).groups()
         assert f"| {row} | {paid} | {harmful} |" in readme
         assert f"{total} hostile notebooks" in readme
+    speed = (RECORDED / "speed.md").read_text("utf-8")
+    lines = [line.split("|") for line in speed.splitlines() if re.match(r"\| \d\d \|", line)]
+    assert {(line[1].strip(), line[2].strip()) for line in lines} == {
+        (number, work) for number in ("01", "05") for work in ("full credit", "untouched")}
+    assert all(line[8].strip() == "yes" for line in lines)
+    slowest = min(float(line[5].split()[0]) for line in lines)
+    assert slowest > 20 and f"at least {int(slowest)} times as fast" in readme

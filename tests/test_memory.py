@@ -1,4 +1,4 @@
-"""The memory formulas against what is held: models, optimizers, bitsandbytes, published runs."""
+"""The memory formulas against what is held: models, optimizers, bitsandbytes."""
 
 from __future__ import annotations
 
@@ -302,38 +302,6 @@ def test_an_attention_of_its_own_is_said_and_eager_works():
     with pytest.raises(CourseError, match="eager"):
         memory.simulate(config, "lora", seq=64)
     assert memory.simulate(config, "lora", seq=64, attention="eager").total
-
-
-# --- published measurements ----------------------------------------------------------------------
-
-RUNS = memory.fully_stated_runs()
-
-
-@pytest.mark.parametrize("run", RUNS, ids=lambda r: f"{r['model']}-{r['settings']['seq']}")
-def test_fully_stated_runs_are_predicted_within_one_per_cent(run):
-    """RTX 4080, allocated memory. No coefficient was fitted to these."""
-    predicted = run["predicted"].total
-    assert predicted / memory.GiB == pytest.approx(run["allocated_gib"], rel=0.01)
-    assert memory.on_card(predicted) > run["reserved_gib"] * memory.GiB
-
-
-def test_what_the_text_says_about_reserved_memory():
-    ratios = [run["reserved_gib"] / run["allocated_gib"] for run in RUNS]
-    assert [round(x, 2) for x in (min(ratios), max(ratios))] == [1.04, 1.25]
-    assert round(sum(ratios) / len(ratios), 2) == 1.11
-
-
-def test_published_rows_are_complete():
-    rows = memory.published()
-    assert {row["method"] for row in rows} == set(memory.METHODS)
-    assert len({row["id"] for row in rows}) == len(rows)
-    for row in rows:
-        assert row["source"] and row["said"] and row["reported"]
-        assert row["memory"] in ("allocated", "reserved", "not stated")
-        number, unit = row["reported"].split()[-2:] if row["reported"][0] != "O" else ("80", "GB")
-        scale = {"GB": memory.GB, "GiB": memory.GiB}[unit]
-        assert row["bytes"] == pytest.approx(float(number) * scale, rel=1e-6)
-        assert (row["predicted"] is None) == (row["settings"] is None)
 
 
 # --- the estimate as students meet it ------------------------------------------------------------

@@ -16,7 +16,12 @@ from loralab.memory.architectures import (
 )
 from loralab.memory.formula import estimate
 from loralab.memory.held import lora_sizes, nf4_bytes, optimizer_bytes
-from loralab.memory.published import fully_stated_runs, published
+from loralab.memory.published import (
+    fully_stated_runs,
+    measurements,
+    published,
+    reserved_range,
+)
 from loralab.memory.result import COLOURS, GB, HELD, LABELS, Estimate, GiB, on_card
 from loralab.memory.settings import (
     ATTENTION,
@@ -34,6 +39,6 @@ __all__ = [
     "ARCHITECTURES", "ATTENTION", "Architecture", "COLOURS", "DTYPES", "Estimate", "GB", "GiB",
     "HELD", "LABELS", "LOSSES", "Linear", "METHODS", "OPTIMIZERS", "Settings", "activation_bytes",
     "block_bytes_per_token", "build", "configuration", "describe", "dtype_of", "estimate",
-    "fully_stated_runs", "lora_sizes", "name_of", "nf4_bytes", "on_card", "optimizer_bytes",
-    "published", "settings", "simulate", "targeted",
+    "fully_stated_runs", "lora_sizes", "measurements", "name_of", "nf4_bytes", "on_card",
+    "optimizer_bytes", "published", "reserved_range", "settings", "simulate", "targeted",
 ]  # fmt: skip

@@ -134,7 +134,7 @@ class Estimate:
 def on_card(n_bytes: float) -> float:
     """Bytes that a card needs for `n_bytes` of allocated memory: 1.1 x that, and 1 GiB.
 
-    The caching allocator reserves more than it hands out: 1.02 to 1.25 times as much, 1.11 on
+    The caching allocator reserves more than it hands out: 1.02 to 1.25 times as much, 1.12 on
     average, in the fifteen runs of `recorded/published_memory.json` that report both. The CUDA
     context takes 0.5 to 1.3 GB more.
     """
