@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if own["runs"] and not own["out"]:
             raise CourseError("--runs needs a file for what it finds.", "Add --out FILE.")
         if own["given"] is not None:
+            runs.end_with_parent()
             chosen = json.loads(own["given"])
         if not own["runs"] and "model" not in chosen:
             raise CourseError("Nothing to measure.", "Give --model, or --runs FILE --out FILE.")
@@ -38,8 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser_of() -> argparse.ArgumentParser:
     """Settings by the names that `loralab.memory.settings` gives them, and what is of runs."""
-    import inspect
-
     from loralab.memory.settings import settings
 
     parser = argparse.ArgumentParser(
@@ -58,7 +58,7 @@ def parser_of() -> argparse.ArgumentParser:
     of_run = parser.add_argument_group("runs")
     add = of_run.add_argument
     add("--steps", type=int, default=3, help="training steps, 2 or more (3)")
-    add("--device", default=None, help="cuda or cpu; cuda where there is one")
+    add("--device", default=None, choices=("cuda", "cpu"), help="cuda or cpu; cuda where there is one")
     add("--no-predict", dest="predict", action="store_false", default=True,
         help="measure only; predictions take some seconds a run")
     add("--runs", type=Path, default=None, metavar="FILE",
@@ -81,7 +81,7 @@ def _measure(chosen: dict[str, Any], own: dict[str, Any]) -> int:
         record = run(chosen, steps=own["steps"], device=own["device"], predict=own["predict"])
         print(json.dumps(record))
         if own["out"]:
-            list(runs.measure([chosen], own["out"], lambda *_: record))
+            runs.append(own["out"], chosen, record)
         return 0
     complete = True
     for left, record in runs.measure(

@@ -17,6 +17,7 @@ from loralab.errors import CourseError
 from loralab.measure import counting, loop, meters, model
 from loralab.measure.needed import Unsupported
 from loralab.memory import simulation
+from loralab.memory.held import held_bytes
 from loralab.memory.settings import Settings, chosen
 from loralab.quiet import quiet
 
@@ -40,8 +41,9 @@ def run(
     record: dict[str, Any] = {"settings": dict(given), "status": "ok"}
     stages: dict[str, meters.Reading] = {}
     measured: dict[str, Any] = {"stages": stages}
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = torch.device("cpu")
     try:
+        place = _device(device)
         if steps < 2:
             raise CourseError(f"{steps} steps show no training.",
                               "Two or more: the first one makes the optimizer's states.")
@@ -58,6 +60,13 @@ def run(
         record["predicted"] = predictions(settings, measured)
     record["seconds"] = round(time.perf_counter() - began, 2)
     return record
+
+
+def _device(named: str | None) -> torch.device:
+    there = torch.cuda.is_available()
+    if (named or "").startswith("cuda") and not there:
+        raise Unsupported("torch sees no CUDA GPU.", "Use --device cpu.")
+    return torch.device("cuda", 0) if there and named != "cpu" else torch.device("cpu")
 
 
 def settings_of(given: Mapping[str, Any]) -> Settings:
@@ -92,6 +101,8 @@ def train(
     if settings.master_weights:
         raise Unsupported("transformers keeps no fp32 copy beside 16-bit weights.",
                           'Its mixed precision is dtype="fp32" with autocast=True.')
+    if device.type == "cpu":
+        _fits_here(settings)
     torch.manual_seed(0)
     meter = meter or meters.meter(device)
     measured["counted_by"] = meter.counted_by
@@ -130,6 +141,16 @@ def train(
         loop.train(made, optimizer, settings, tokens, labels, steps, reached)
     stages["end"] = meter.read()
     measured |= meter.at_the_end() | summed_up(stages, seconds, settings)
+
+
+def _fits_here(settings: Settings) -> None:
+    """Raises MemoryError for a model that would take a machine's memory from everyone on it."""
+    import psutil
+
+    needed, free = sum(held_bytes(settings).values()), psutil.virtual_memory().available
+    if needed > 0.8 * free:
+        raise MemoryError(f"out of memory: it holds {needed / 1e9:.0f} GB from step to step, and "
+                          f"{free / 1e9:.0f} GB are free")
 
 
 def _highest(before: meters.Reading | None, now: meters.Reading) -> meters.Reading:
@@ -174,7 +195,9 @@ def _what_went_wrong(error: Exception) -> tuple[str, str]:
         words in str(error).lower() for words in ("out of memory", "can't allocate memory")
     ):
         return "out of memory", said
-    if isinstance(error, NotImplementedError) or "No available kernel" in str(error):
+    if isinstance(error, NotImplementedError) or any(
+        words in str(error) for words in ("No available kernel", "No viable backend")
+    ):
         return "unsupported", said
     return "failed", f"{type(error).__name__}: {said}"
 

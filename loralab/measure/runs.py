@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -53,6 +56,13 @@ def measured_in(path: Path) -> set[str]:
     return found
 
 
+def append(out: Path, given: Given, record: Record) -> None:
+    """Write one record as a line of its own, also after one that was cut short."""
+    cut = out.exists() and not _text(out).endswith("\n") and out.stat().st_size
+    with out.open("a", encoding="utf-8") as file:
+        file.write(("\n" if cut else "") + json.dumps({"given": given} | record) + "\n")
+
+
 def measure(
     wanted: list[Given], out: Path, one: Callable[[Given, float | None], Record | None], *,
     seconds: float | None = None,
@@ -67,7 +77,6 @@ def measure(
     done = measured_in(out)
     unique = {key(given): given for given in wanted}
     todo = [given for name, given in unique.items() if name not in done]
-    _mend(out)
     for number, given in enumerate(todo):
         left = None if seconds is None else seconds - (time.monotonic() - began)
         if left is not None and left <= longest:
@@ -79,8 +88,7 @@ def measure(
             yield len(todo) - number, None
             return
         longest = max(longest, time.monotonic() - since)
-        with out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"given": given} | record) + "\n")
+        append(out, given, record)
         yield len(todo) - number - 1, record
 
 
@@ -96,7 +104,9 @@ def in_own_process(
     began = time.monotonic()
     allowed = limit if left is None else min(limit, left)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=allowed)
+        with _while_we_live() as ours:
+            done = subprocess.run(
+                command, stdin=ours, capture_output=True, text=True, timeout=allowed)
     except subprocess.TimeoutExpired:
         if allowed < limit:
             return None
@@ -111,16 +121,31 @@ def in_own_process(
         return _ended("failed", said, given, began)
 
 
+@contextlib.contextmanager
+def _while_we_live() -> Iterator[int]:
+    """A pipe that ends when this process does, however it does: `end_with_parent` waits for that.
+    """
+    theirs, ours = os.pipe()
+    try:
+        yield theirs
+    finally:
+        os.close(theirs)
+        os.close(ours)
+
+
+def end_with_parent() -> None:
+    """In a run's own process: end when whoever started it is gone, and let go of the GPU."""
+
+    def wait() -> None:
+        sys.stdin.buffer.read()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def _ended(status: str, reason: str, given: Given, began: float) -> Record:
     return {"settings": dict(given), "status": status, "reason": reason,
             "seconds": round(time.monotonic() - began, 2)}
-
-
-def _mend(out: Path) -> None:
-    """End a last line that was cut short, so that the next record begins a line of its own."""
-    if out.exists() and (text := _text(out)) and not text.endswith("\n"):
-        with out.open("a", encoding="utf-8") as file:
-            file.write("\n")
 
 
 def _text(path: Path) -> str:
