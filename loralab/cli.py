@@ -116,6 +116,16 @@ def record(
                       f"in {run.seconds:.0f} s")
 
 
+@app.command(context_settings={
+    "allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": [],
+})  # fmt: skip
+def measure(context: typer.Context) -> None:
+    """Train a few steps with random weights, and write down the memory that they took."""
+    from loralab.measure import command
+
+    raise typer.Exit(command.main(context.args))
+
+
 def _line(ok: bool, name: str, state: str) -> None:
     mark = "[green]✓[/]" if ok else "[yellow]○[/]"
     console.print(f"  {mark} {escape(name)}: {escape(state)}")

@@ -48,6 +48,9 @@ class Cuda:
     def know(self, tensors: Iterable[torch.Tensor]) -> None:
         """CUDA counts by itself."""
 
+    def leave_out(self, tensors: Iterable[torch.Tensor]) -> None:
+        """What is in main memory is not counted in the first place."""
+
     @contextlib.contextmanager
     def following(self) -> Iterator[None]:
         yield
@@ -99,6 +102,11 @@ class Followed:
             self.storages.add(tensor)
         if self.storages.live > self.storages.peak:
             self.storages.forget_peak()
+
+    def leave_out(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Count these no more: beside a GPU they would be in main memory."""
+        for tensor in tensors:
+            self.storages.leave_out(tensor)
 
     @contextlib.contextmanager
     def following(self) -> Iterator[None]:

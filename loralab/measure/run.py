@@ -17,6 +17,7 @@ from loralab.errors import CourseError
 from loralab.measure import counting, loop, meters, model
 from loralab.measure.needed import Unsupported
 from loralab.memory import simulation
+from loralab.memory.held import held_bytes
 from loralab.memory.settings import Settings, chosen
 from loralab.quiet import quiet
 
@@ -40,12 +41,16 @@ def run(
     record: dict[str, Any] = {"settings": dict(given), "status": "ok"}
     stages: dict[str, meters.Reading] = {}
     measured: dict[str, Any] = {"stages": stages}
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = torch.device("cpu")
     try:
+        place = _device(device)
+        if steps < 2:
+            raise CourseError(f"{steps} steps show no training.",
+                              "Two or more: the first one makes the optimizer's states.")
         settings = settings_of(given)
         record["settings"] = settings.described() | {"model": given.get("model")}
         with quiet():
-            _train(settings, place, steps, measured)
+            train(settings, place, steps, measured)
     except Exception as error:
         status, reason = _what_went_wrong(error)
         record |= {"status": status, "reason": reason, "stage": _after(stages)}
@@ -55,6 +60,13 @@ def run(
         record["predicted"] = predictions(settings, measured)
     record["seconds"] = round(time.perf_counter() - began, 2)
     return record
+
+
+def _device(named: str | None) -> torch.device:
+    there = torch.cuda.is_available()
+    if (named or "").startswith("cuda") and not there:
+        raise Unsupported("torch sees no CUDA GPU.", "Use --device cpu.")
+    return torch.device("cuda", 0) if there and named != "cpu" else torch.device("cpu")
 
 
 def settings_of(given: Mapping[str, Any]) -> Settings:
@@ -80,14 +92,19 @@ def configured(named: Any) -> Any:
 # --- the run -------------------------------------------------------------------------------------
 
 
-def _train(settings: Settings, device: torch.device, steps: int, measured: dict[str, Any]) -> None:
+def train(
+    settings: Settings, device: torch.device, steps: int, measured: dict[str, Any],
+    meter: meters.Cuda | meters.Followed | None = None,
+) -> None:  # fmt: skip
     """Train for some steps, and write into `measured` as far as it comes."""
-    stages, seconds = measured["stages"], []
+    stages, seconds = measured.setdefault("stages", {}), []
     if settings.master_weights:
         raise Unsupported("transformers keeps no fp32 copy beside 16-bit weights.",
                           'Its mixed precision is dtype="fp32" with autocast=True.')
+    if device.type == "cpu":
+        _fits_here(settings)
     torch.manual_seed(0)
-    meter = meters.meter(device)
+    meter = meter or meters.meter(device)
     measured["counted_by"] = meter.counted_by
 
     made = model.loaded(settings, device)
@@ -112,6 +129,7 @@ def _train(settings: Settings, device: torch.device, steps: int, measured: dict[
             if step == 0:
                 meter.know(value for state in optimizer.state.values() for value in state.values()
                            if torch.is_tensor(value) and value.device.type == device.type)
+                meter.leave_out(loop.counters(optimizer, settings))
             measured["held"] = held(made, optimizer, settings)
         stages[stage] = _highest(stages.get(stage), meter.read())
         if where == "step":
@@ -123,6 +141,16 @@ def _train(settings: Settings, device: torch.device, steps: int, measured: dict[
         loop.train(made, optimizer, settings, tokens, labels, steps, reached)
     stages["end"] = meter.read()
     measured |= meter.at_the_end() | summed_up(stages, seconds, settings)
+
+
+def _fits_here(settings: Settings) -> None:
+    """Raises MemoryError for a model that would take a machine's memory from everyone on it."""
+    import psutil
+
+    needed, free = sum(held_bytes(settings).values()), psutil.virtual_memory().available
+    if needed > 0.8 * free:
+        raise MemoryError(f"out of memory: it holds {needed / 1e9:.0f} GB from step to step, and "
+                          f"{free / 1e9:.0f} GB are free")
 
 
 def _highest(before: meters.Reading | None, now: meters.Reading) -> meters.Reading:
@@ -140,16 +168,15 @@ def held(made: Any, optimizer: Any, settings: Settings) -> dict[str, int]:
 def summed_up(
     stages: Mapping[str, meters.Reading], seconds: list[float], settings: Settings
 ) -> dict[str, Any]:
-    """Peaks of the training itself, without loading; speed of the steps after the first."""
-    training = {name: found for name, found in stages.items() if name.startswith(("first", "later"))}
+    """Peaks and speed of the steps after the first, which has made the optimizer's states."""
+    training = {name: found for name, found in stages.items() if name.startswith("later")}
     at = max(training, key=lambda name: training[name]["peak_allocated"])
     found: dict[str, Any] = {"peak_allocated": training[at]["peak_allocated"], "peak_in": at}
     if "peak_reserved" in training[at]:
         found["peak_reserved"] = max(reading["peak_reserved"] for reading in training.values())
-    usual = median(seconds[1:] or seconds)
     return found | {
         "seconds_per_step": [round(taken, 4) for taken in seconds],
-        "tokens_per_second": round(settings.tokens / usual, 1),
+        "tokens_per_second": round(settings.tokens / median(seconds[1:]), 1),
     }
 
 
@@ -168,7 +195,9 @@ def _what_went_wrong(error: Exception) -> tuple[str, str]:
         words in str(error).lower() for words in ("out of memory", "can't allocate memory")
     ):
         return "out of memory", said
-    if isinstance(error, NotImplementedError) or "No available kernel" in str(error):
+    if isinstance(error, NotImplementedError) or any(
+        words in str(error) for words in ("No available kernel", "No viable backend")
+    ):
         return "unsupported", said
     return "failed", f"{type(error).__name__}: {said}"
 

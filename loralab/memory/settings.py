@@ -143,7 +143,7 @@ def settings(
     """The settings, checked and with what is not given filled in.
 
     `adapter_dtype`: PEFT makes adapters in fp32; TRL turns those of a 4-bit base into bf16.
-    `autocast`: TRL's SFTConfig has it on, a plain loop has it off.
+    `autocast`: TRL's SFTConfig has it on (not where `compute_dtype` is fp32), a plain loop off.
     `compute_dtype`: `dtype`, or bf16 where that is fp32 and autocast is on.
     Raises CourseError, with the nearest valid names, for what does not exist or cannot train.
     """

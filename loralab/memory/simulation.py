@@ -232,7 +232,6 @@ class Step:
         self.phase, self.modules = "", []
         self.names = {module: name for name, module in self.base.named_modules()}
         gpu = {"block": CUDA_BLOCK, "hidden": kernels.hidden_bytes} if on_gpu else {}
-        self.on_gpu = on_gpu
         self.place = as_on_gpu(settings) if on_gpu else contextlib.nullcontext()
         self.storages = LiveStorages(where=self._where, **gpu)
         for kind, tensor in tensors_of(model):
@@ -254,7 +253,7 @@ class Step:
             states = self.optimizer.states()
         for tensor in states:
             self.storages.add(tensor, "optimizer")
-        for tensor in self.optimizer.in_main_memory() if self.on_gpu else ():
+        for tensor in self.optimizer.in_main_memory():
             self.storages.leave_out(tensor)
         self.model.zero_grad(set_to_none=True)
         self.storages.forget_peak()
