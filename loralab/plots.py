@@ -308,7 +308,7 @@ def memory_sweep(
     who = [estimates[0].settings[name] for name in ("model", "method")
            if len({estimate.settings[name] for estimate in estimates}) == 1]
     axes.set_title(", ".join(who) + f": peak memory by {setting.replace('_', ' ')}")
-    handles = _bar_legend(estimates, (), None)[1:]
+    handles = _bar_legend(estimates, None)[1:]
     handles.append(Line2D([], [], color=BLACK, linewidth=1.2, marker="_", markersize=7,
                           label="what nvidia-smi shows: from, to"))
     if card:
