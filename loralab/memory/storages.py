@@ -30,7 +30,8 @@ class LiveStorages(TorchDispatchMode):
     `block`: sizes are rounded up to multiples of this many bytes. `live` and `peak` are bytes;
     `live_by` and `peak_by` are the same by kind. `kind` is what new storages are put down to; the
     caller changes it as the program goes on. `hidden(function, arguments, named)` says how many
-    bytes an operation's kernel takes inside, which no tensor shows. `where()` is asked at every new peak.
+    bytes an operation's kernel takes inside, which no tensor shows. `where()` is asked at every new
+    peak.
     """
 
     def __init__(
@@ -68,7 +69,8 @@ class LiveStorages(TorchDispatchMode):
         known = self._kinds.get(key)
         if known is None:
             size = -(-storage.nbytes() // self.block) * self.block
-            weakref.finalize(storage, self._freed, key)
+            # What a finalizer calls stays alive until then, and with it all that it knows of.
+            weakref.finalize(storage, _freed, weakref.ref(self), key)
             self.live += size
         elif kind is None or kind == known[0]:
             return
@@ -87,7 +89,8 @@ class LiveStorages(TorchDispatchMode):
         self.live -= size
         self.live_by[kind] -= size
 
-    def _freed(self, key: int) -> None:
+    def forget(self, key: int) -> None:
+        """A storage is freed."""
         kind, size = self._kinds.pop(key)
         self.live -= size
         self.live_by[kind] -= size
@@ -107,3 +110,8 @@ class LiveStorages(TorchDispatchMode):
                 self.add(leaf)
         self._look(function, self.hidden(function, args, kwargs))
         return result
+
+
+def _freed(storages: weakref.ref[LiveStorages], key: int) -> None:
+    if (found := storages()) is not None:
+        found.forget(key)
