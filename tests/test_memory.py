@@ -13,6 +13,7 @@ from transformers import AutoConfig, GPT2Config, LlamaConfig
 
 from loralab import four_bit, measure, memory
 from loralab.errors import CourseError
+from tests.tiny_models import TINY
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -31,6 +32,11 @@ def gpt2(layers: int = 2) -> GPT2Config:
         n_embd=72, n_layer=layers, n_head=4, vocab_size=66, n_positions=64,
         resid_pdrop=0, attn_pdrop=0, embd_pdrop=0,
     )  # fmt: skip
+
+
+FIVE = {"llama": llama(), "gpt2": gpt2()} | {
+    family: AutoConfig.for_model(**TINY[family]) for family in ("qwen2", "gemma2", "phi3")
+}
 
 
 def prepared(config, method, dtype, adapter_dtype, targets="all-linear", double_quant=True, rank=4):
@@ -126,7 +132,7 @@ STATIC = [
 ]
 
 
-@pytest.mark.parametrize("config", [llama(), gpt2()], ids=["llama", "gpt2"])
+@pytest.mark.parametrize("config", FIVE.values(), ids=FIVE)
 @pytest.mark.parametrize("method, optimizer, dtype, adapter, double_quant", STATIC)
 def test_static_bytes_are_exact_after_a_real_step(
     config, method, optimizer, dtype, adapter, double_quant
@@ -185,7 +191,7 @@ def test_nf4_bytes_of_one_layer(shape, double_quant):
     assert sum(t.nbytes for t in measure.constants_of(layer).values()) == constants
 
 
-@pytest.mark.parametrize("config", [llama(), gpt2()], ids=["llama", "gpt2"])
+@pytest.mark.parametrize("config", FIVE.values(), ids=FIVE)
 @pytest.mark.parametrize("double_quant", [True, False])
 def test_from_pretrained_stores_the_same_bytes(config, double_quant, tmp_path):
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig

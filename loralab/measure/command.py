@@ -53,12 +53,13 @@ def parser_of() -> argparse.ArgumentParser:
         if "bool" in parameter.annotation:
             of_step.add_argument(flag, action=argparse.BooleanOptionalAction)
         else:
-            of_step.add_argument(flag, type=type(default) if isinstance(default, (int, float)) else str,
-                                 metavar=name.upper())
+            kind = type(default) if isinstance(default, int | float) else str
+            of_step.add_argument(flag, type=kind, metavar=name.upper())
     of_run = parser.add_argument_group("runs")
     add = of_run.add_argument
     add("--steps", type=int, default=3, help="training steps, 2 or more (3)")
-    add("--device", default=None, choices=("cuda", "cpu"), help="cuda or cpu; cuda where there is one")
+    add("--device", default=None, choices=("cuda", "cpu"),
+        help="cuda where there is one, else cpu")
     add("--no-predict", dest="predict", action="store_false", default=True,
         help="measure only; predictions take some seconds a run")
     add("--runs", type=Path, default=None, metavar="FILE",

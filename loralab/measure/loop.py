@@ -38,12 +38,13 @@ def counters(optimizer: Any, settings: Settings) -> list[torch.Tensor]:
     """The step counters that would be in main memory if the model were on a GPU."""
     if settings.optimizer != "adamw_foreach":
         return []
-    return [state["step"] for state in optimizer.state.values() if torch.is_tensor(state.get("step"))]
+    found = (state.get("step") for state in optimizer.state.values())
+    return [counter for counter in found if torch.is_tensor(counter)]
 
 
 def train(
-    model: nn.Module, optimizer: Any, settings: Settings, tokens: torch.Tensor, labels: torch.Tensor,
-    steps: int, reached: Callable[[int, str], None],
+    model: nn.Module, optimizer: Any, settings: Settings, tokens: torch.Tensor,
+    labels: torch.Tensor, steps: int, reached: Callable[[int, str], None],
 ) -> None:  # fmt: skip
     """`steps` training steps on the same tokens; `reached(step, where)` is called in each of them
     after "forward", "backward" and "step".

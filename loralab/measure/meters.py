@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import subprocess
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -130,9 +131,10 @@ def in_memory(model: nn.Module) -> Iterator[torch.Tensor]:
 
 def ask_nvidia_smi(what: str) -> str | None:
     """One value of the first visible GPU, or None where there is no `nvidia-smi`."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
     try:
         said = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits"],
+            ["nvidia-smi", "-i", first, f"--query-gpu={what}", "--format=csv,noheader,nounits"],
             capture_output=True, text=True, timeout=20, check=True,
         ).stdout  # fmt: skip
     except (OSError, subprocess.SubprocessError):

@@ -152,4 +152,5 @@ def _text(path: Path) -> str:
     try:
         return path.read_text("utf-8")
     except OSError as error:
-        raise CourseError(f"{path} cannot be read ({error.strerror}).", "Is the name right?") from None
+        raise CourseError(
+            f"{path} cannot be read ({error.strerror}).", "Is the name right?") from None
