@@ -13,7 +13,8 @@ def held(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> di
 
     The witness for the formulas: it adds up tensors and knows nothing of architectures. Counts
     quantisation constants, which transformers' `get_memory_footprint()` leaves out. Buffers
-    (rotary frequencies, a few hundred bytes) are not counted.
+    (rotary frequencies, a few hundred bytes) are not counted, nor are optimizer states in another
+    memory than their parameter's.
     """
     counted = dict.fromkeys(
         ("weights", "weights_4bit", "constants", "adapters", "gradients", "optimizer"), 0
@@ -29,9 +30,9 @@ def held(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> di
         add(kind, tensor)
     for parameter in model.parameters():
         add("gradients", parameter.grad)
-    for state in (optimizer.state.values() if optimizer else ()):
+    for parameter, state in (optimizer.state.items() if optimizer else ()):
         for value in state.values():
-            if torch.is_tensor(value):
+            if torch.is_tensor(value) and value.device == parameter.device:
                 add("optimizer", value)
     return counted
 
