@@ -101,16 +101,24 @@ def record(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[RUN]...", help="Names of runs; all by default.")
     ] = None,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Chapter 03's runs over ranks and targets.")
+    ] = False,
 ) -> None:
     """Train the runs that chapters compare, and write what they gave into the records."""
-    from loralab import recorded_runs
+    from loralab import rank_sweep, recorded_runs
 
-    unknown = sorted(set(names or ()) - set(recorded_runs.GRID))
+    known = rank_sweep.CONFIGURATIONS if sweep else recorded_runs.GRID
+    unknown = sorted(set(names or ()) - set(known))
     if unknown:
         raise CourseError(
-            f"No run is called {', '.join(unknown)}.",
-            f"There are: {', '.join(recorded_runs.GRID)}.",
+            f"No run is called {', '.join(unknown)}.", f"There are: {', '.join(known)}."
         )
+    if sweep:
+        for name, run in rank_sweep.record(names or ()):
+            console.print(f"{name}, learning rate {run.config.learning_rate:g}, seed "
+                          f"{run.config.seed}: {run.accuracy:.2f} in {run.seconds:.0f} s")
+        return
     for run in recorded_runs.record(names or list(recorded_runs.GRID)):
         console.print(f"{run.config.method} r={run.config.r}: {run.accuracy:.2f} "
                       f"in {run.seconds:.0f} s")

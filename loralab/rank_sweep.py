@@ -1,0 +1,121 @@
+"""The runs behind "does a higher rank help?": chapter 05's task at several ranks and targets.
+
+Each configuration is trained at its own best learning rate: learning rates half a decade apart are
+tried with the first seed until the best has a worse neighbour on either side, then the other seeds
+are trained at the best. `loralab record --sweep` trains them all (several hours on two CPU cores;
+it goes on where it stopped) and rewrites `recorded/rank_sweep.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from filelock import FileLock
+
+from loralab import paths, training
+from loralab.training import Run, RunConfig
+
+RECORDS = paths.RECORDED / "rank_sweep.json"
+BASE = RunConfig(method="lora", steps=100, test_size=128)
+ATTENTION = ("q_proj", "v_proj")
+SEEDS = (0, 1, 2)
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+START = (2, 3)  # places in RATES where tuning begins
+LATEST = 3  # entries of the loss's history that a learning rate is judged by
+
+CONFIGURATIONS: dict[str, RunConfig] = {
+    **{f"all linear layers, r = {r}": replace(BASE, r=r, lora_alpha=2 * r)
+       for r in (1, 4, 8, 16, 64)},
+    "q and v, r = 8": replace(BASE, targets=ATTENTION),
+    # As many parameters as rank 8 on all linear layers.
+    "q and v, r = 42": replace(BASE, targets=ATTENTION, r=42, lora_alpha=84),
+}  # fmt: skip
+
+
+def recorded() -> list[Run]:
+    """Every recorded run, tuning included, in the order of the configurations."""
+    if not RECORDS.exists():
+        return []
+    return [Run.from_json(record) for record in json.loads(RECORDS.read_text("utf-8"))]
+
+
+def name_of(config: RunConfig) -> str:
+    """The name of the configuration that a run is of, whatever its learning rate and seed."""
+    plain = replace(config, learning_rate=BASE.learning_rate, seed=BASE.seed)
+    return next(name for name, known in CONFIGURATIONS.items() if known == plain)
+
+
+def last_loss(run: Run) -> float:
+    """Nats per token over the run's last steps.
+
+    No sentence is trained on twice, so this is a loss on sentences that the model had not seen.
+    A run that diverged has an infinite one.
+    """
+    latest = [loss for _, loss in run.history[-LATEST:]]
+    mean = sum(latest) / len(latest)
+    return mean if math.isfinite(mean) else math.inf
+
+
+def tuned(runs: Sequence[Run]) -> float:
+    """The learning rate at which a configuration's first seed ended with the lowest loss."""
+    first = [run for run in runs if run.config.seed == SEEDS[0]]
+    return min(first, key=last_loss).config.learning_rate
+
+
+def next_rate(runs: Sequence[Run]) -> float | None:
+    """The learning rate to try next with the first seed; None once the best has both neighbours."""
+    tried = {run.config.learning_rate for run in runs if run.config.seed == SEEDS[0]}
+    missing = [RATES[place] for place in START if RATES[place] not in tried]
+    if not missing:
+        best = RATES.index(tuned(runs))
+        missing = [rate for rate in RATES[max(0, best - 1) : best + 2] if rate not in tried]
+    return missing[0] if missing else None
+
+
+def chosen() -> dict[str, list[Run]]:
+    """The recorded runs of each configuration at its tuned learning rate, one for each seed."""
+    found: dict[str, list[Run]] = {}
+    for run in recorded():
+        found.setdefault(name_of(run.config), []).append(run)
+    return {
+        name: [run for run in runs if run.config.learning_rate == tuned(runs)]
+        for name, runs in found.items()
+    }
+
+
+def record(names: Sequence[str] = ()) -> Iterator[tuple[str, Run]]:
+    """Train what is missing of the named configurations, and write each run down at once.
+
+    First the learning rates of all of them, then seed after seed. Several processes may share the
+    work, each with names of its own.
+    """
+    mine = list(names or CONFIGURATIONS)
+    for name in mine:
+        while (rate := next_rate(_of(name))) is not None:
+            yield name, _train(replace(CONFIGURATIONS[name], learning_rate=rate))
+    for seed in SEEDS[1:]:
+        for name in mine:
+            runs = _of(name)
+            if all(run.config.seed != seed for run in runs):
+                config = replace(CONFIGURATIONS[name], learning_rate=tuned(runs), seed=seed)
+                yield name, _train(config)
+
+
+def _of(name: str) -> list[Run]:
+    return [run for run in recorded() if name_of(run.config) == name]
+
+
+def _train(config: RunConfig) -> Run:
+    run = training.run(config, progress=False)
+    with FileLock(str(paths.cache() / "rank_sweep.lock")):
+        runs = {one.config: one for one in [*recorded(), run]}
+        places = list(CONFIGURATIONS)
+        ordered = sorted(runs.values(), key=lambda one: (
+            places.index(name_of(one.config)), one.config.seed, one.config.learning_rate
+        ))  # fmt: skip
+        RECORDS.write_text(
+            json.dumps([one.to_json() for one in ordered], indent=1) + "\n", "utf-8")
+    return run
