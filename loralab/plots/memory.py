@@ -1,8 +1,4 @@
-"""The course's one figure style, its colours, and the figures that chapters share.
-
-Figure functions return the Figure and leave showing it to the notebook. Colours are Okabe and
-Ito's, which people with any common colour blindness can tell apart.
-"""
+"""Figures of predicted memory."""
 
 from __future__ import annotations
 
@@ -16,51 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from loralab import memory
-
-ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
-BLUE, VERMILION, PURPLE, BLACK, GREY = "#0072B2", "#D55E00", "#CC79A7", "#000000", "#8A8A8A"
-
-# Component of memory, and method, by name.
-COLOURS = {
-    **memory.COLOURS,
-    "full": BLUE,
-    "lora": ORANGE,
-    "qlora": GREEN,
-}
-METHOD_NAMES = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
-# What a published number measured, and who published it, by the marker that stands for it.
-MEMORY_MARKERS = {"allocated": "o", "reserved": "s", "not stated": "D"}
-SOURCES = {"can-i-finetune-this": BLUE, "PEFT": VERMILION, "torchtune": PURPLE, "LitGPT": GREEN,
-           "LitGPT, 4-bit": SKY, "LLaMA-Factory": ORANGE}  # fmt: skip
-
-
-def use_style() -> None:
-    """Set matplotlib's defaults to the course's style, for every figure made afterwards."""
-    plt.rcParams.update(
-        {
-            "figure.figsize": (8, 4.5),
-            "figure.dpi": 100,
-            "savefig.dpi": 150,
-            "figure.constrained_layout.use": True,
-            "font.size": 10,
-            "axes.titlesize": 11,
-            "axes.titleweight": "bold",
-            "axes.titlelocation": "left",
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "axes.grid.axis": "y",
-            "axes.axisbelow": True,
-            "grid.color": "#DDDDDD",
-            "grid.linewidth": 0.8,
-            "lines.linewidth": 2,
-            "legend.frameon": False,
-            "legend.fontsize": 9,
-            "axes.prop_cycle": plt.cycler(
-                color=[BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK]
-            ),
-        }
-    )
+from loralab.plots.style import BLACK, COLOURS, METHOD_NAMES, VERMILION
 
 
 def memory_bars(
@@ -126,103 +78,6 @@ def _bar_legend(estimates, lesson) -> list[Patch | Line2D]:
     handles.insert(0, Patch(fill=False, linestyle="--", label="allocator and CUDA context"))
     if lesson:
         handles.append(Line2D([], [], color=BLACK, label="what many texts say"))
-    return handles
-
-
-def predicted_against_published(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Predicted against measured memory in GiB, and the error below, one marker for each row.
-
-    `rows`: of `memory.measurements()`, `published()` or `fully_stated_runs()`; those without a
-    prediction are not drawn. The marker is the simulation, the dot in it the formula. Colour:
-    source; shape: what was measured; open: a setting is assumed. Where there is room, the rows of
-    chapter 01 have their id beside them. An error too large for the lower panel is written there.
-    """
-    rows = [row for row in rows if row["simulated"]]
-    figure, (upper, lower) = plt.subplots(
-        2, 1, figsize=(8.4, 8.2), sharex=True, height_ratios=[3, 2.5]
-    )
-    points = [_point(row) for row in rows]
-    sizes = [size for x, simulated, formula in points for size in (x, simulated)]
-    ends = [0.85 * min(sizes), 1.2 * max(sizes)]
-    errors = [100 * (simulated / x - 1) for x, simulated, _ in points]
-    limits = min(-12, min(errors) - 8), max(12, min(22, max(errors) + 4))
-    upper.plot(ends, ends, color=GREY, linewidth=1, zorder=1)
-    upper.fill_between(
-        ends, [0.9 * e for e in ends], [1.1 * e for e in ends], color="#EFEFEF", zorder=0
-    )
-    for width, grey in ((10, "#EFEFEF"), (1, "#CFCFCF")):
-        lower.axhspan(-width, width, color=grey, linewidth=0, zorder=0)
-    lower.axhline(0, color=GREY, linewidth=1, zorder=1)
-    named = len(rows) < 30
-    for row, (x, simulated, formula), off in zip(rows, points, errors):
-        _mark(upper, row, x, simulated, formula, (13, -9) if named else None)
-        dot = 100 * (formula / x - 1)
-        if off > limits[1]:
-            lower.annotate(f"{off:+.0f} %", (x, limits[1] - 1.8), (9, 0), fontsize=9,
-                           textcoords="offset points", va="center")  # fmt: skip
-            off = dot = limits[1] - 1.8
-        _mark(lower, row, x, off, dot, (0, -15) if named else None)
-    for axes in (upper, lower):
-        axes.set_xscale("log", base=2)
-        axes.set_xlim(ends)
-        axes.grid(axis="x")
-    upper.set_yscale("log", base=2)
-    upper.set_ylim(ends)
-    ticks = [size for size in (1, 2, 4, 8, 16, 32, 64) if ends[0] <= size <= ends[1]]
-    upper.set_xticks(ticks, [str(size) for size in ticks])
-    upper.set_yticks(ticks, [str(size) for size in ticks])
-    lower.set_ylim(limits)
-    upper.set_ylabel("predicted, in GiB allocated")
-    lower.set_ylabel("predicted / measured − 1, in %")
-    lower.set_xlabel("published measurement, in GiB")
-    upper.set_title("Predicted against published memory")
-    figure.legend(handles=_published_legend(rows), loc="outside lower center", ncols=3)
-    return figure
-
-
-def _point(row: Mapping[str, Any]) -> tuple[float, float, float]:
-    """Measured, simulated and by formula, in GiB."""
-    return tuple(row[key] / memory.GiB for key in ("bytes", "simulated", "formula"))
-
-
-def _series(row: Mapping[str, Any]) -> str:
-    """Who published it; LitGPT's 4-bit runs apart, as one cause makes them differ."""
-    return "LitGPT, 4-bit" if (row["group"], row["method"]) == ("LitGPT", "qlora") else row["group"]
-
-
-def _mark(axes, row, x: float, y: float, dot: float, name_at) -> None:
-    colour = SOURCES[_series(row)]
-    axes.plot(
-        x, y, MEMORY_MARKERS[row["memory"]], markersize=8, markeredgewidth=1.4, zorder=2,
-        markeredgecolor=colour, color="white" if "assumed" in row else colour,
-    )  # fmt: skip
-    axes.plot(x, dot, ".", color=BLACK, markersize=3.5, zorder=3)
-    if name_at and row.get("chapter"):
-        axes.annotate(
-            row["id"], (x, y), name_at, textcoords="offset points", ha="center", fontsize=9
-        )
-
-
-def _published_legend(rows) -> list[Patch | Line2D]:
-    def mark(marker: str, label: str, colour: str = GREY, **given: Any) -> Line2D:
-        return Line2D([], [], linestyle="none", marker=marker, label=label, color=colour, **given)
-
-    shown = [_series(row) for row in rows]
-    handles: list[Patch | Line2D] = [
-        mark("o", f"{name} ({shown.count(name)})", colour, markersize=8)
-        for name, colour in SOURCES.items() if name in shown
-    ]
-    said = {"allocated": "allocated", "reserved": "reserved (1.02 to 1.25 × that)",
-            "not stated": "memory not stated"}  # fmt: skip
-    handles += [mark(marker, said[kind], markersize=8) for kind, marker in MEMORY_MARKERS.items()
-                if any(row["memory"] == kind for row in rows)]
-    handles += [
-        mark("o", "open: a setting assumed", markersize=8, markerfacecolor="white",
-             markeredgewidth=1.4),
-        mark(".", "dot: formula; marker: simulation", BLACK, markersize=5),
-        Patch(color="#CFCFCF", label="± 1 %"),
-        Patch(color="#EFEFEF", label="± 10 %"),
-    ]  # fmt: skip
     return handles
 
 
@@ -366,42 +221,4 @@ def fit_grid(
     axes.spines[:].set_visible(False)
     axes.set_xlabel("size of the card")
     axes.set_title(f"The first option that fits: batch {batch} × {seq:,} tokens")
-    return figure
-
-
-def loss_curve(history: Sequence[tuple[int, float]], *, title: str = "Training loss") -> Figure:
-    """The loss (nats per token, completion tokens only) against the optimizer step."""
-    figure, axes = plt.subplots(figsize=(8, 3.5))
-    steps, losses = zip(*history, strict=True)
-    axes.plot(steps, losses, "o-", markersize=4)
-    axes.set(xlabel="optimizer step", ylabel="loss (nats per token)", title=title, ylim=(0, None))
-    return figure
-
-
-def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a share of `count` trials (Wilson, 1927)."""
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    spread = share * (1 - share) / count + z * z / (4 * count * count)
-    half = z * spread**0.5 / (1 + z * z / count)
-    return centre - half, centre + half
-
-
-def accuracy_by_run(runs: Mapping[str, Any]) -> Figure:
-    """Horizontal bars of exact match, one for each run (name -> `training.Run`), coloured by
-    method, with 95 % intervals and the number of trained parameters."""
-    figure, axes = plt.subplots(figsize=(8, 0.42 * len(runs) + 1.2))
-    for row, (name, run) in enumerate(reversed(runs.items())):
-        low, high = wilson_interval(run.accuracy, run.config.test_size)
-        axes.barh(row, run.accuracy, color=COLOURS[run.config.method], height=0.7)
-        axes.plot([low, high], [row, row], color=BLACK, linewidth=1.2)
-        axes.text(1.03, row, f"{run.trainable / 1e6:.2f} M", va="center", ha="left")
-    axes.text(1.03, len(runs) - 0.3, "parameters", va="bottom", ha="left", fontsize=9)
-    axes.set_yticks(range(len(runs)), list(reversed(runs)))
-    axes.set(xlim=(0, 1.0), xlabel="exact match on held-out sentences",
-             title="Where adapters sit, and how fast they learn")
-    axes.grid(axis="x")
-    axes.grid(False, axis="y")
-    methods = dict.fromkeys(run.config.method for run in runs.values())
-    handles = [Patch(color=COLOURS[method], label=METHOD_NAMES[method]) for method in methods]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
