@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from filelock import FileLock
@@ -24,6 +25,7 @@ ATTENTION = ("q_proj", "v_proj")
 SEEDS = (0, 1, 2)
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 START = (2, 3)  # places in RATES where tuning begins
+T95 = 4.303  # Student's t for a two-sided 95 % interval, two degrees of freedom
 LATEST = 3  # entries of the loss's history that a learning rate is judged by
 
 CONFIGURATIONS: dict[str, RunConfig] = {
@@ -75,33 +77,64 @@ def next_rate(runs: Sequence[Run]) -> float | None:
     return missing[0] if missing else None
 
 
+def next_run(name: str, runs: Sequence[Run]) -> RunConfig | None:
+    """What is to be trained next of a configuration of which there are `runs`; None when done."""
+    plain = CONFIGURATIONS[name]
+    if (rate := next_rate(runs)) is not None:
+        return replace(plain, learning_rate=rate)
+    there = {run.config.seed for run in runs}
+    for seed in SEEDS:
+        if seed not in there:
+            return replace(plain, learning_rate=tuned(runs), seed=seed)
+    return None
+
+
 def chosen() -> dict[str, list[Run]]:
-    """The recorded runs of each configuration at its tuned learning rate, one for each seed."""
+    """The recorded runs of each configuration at its tuned learning rate, one for each seed.
+
+    A configuration that is not finished is left out.
+    """
     found: dict[str, list[Run]] = {}
     for run in recorded():
         found.setdefault(name_of(run.config), []).append(run)
     return {
         name: [run for run in runs if run.config.learning_rate == tuned(runs)]
-        for name, runs in found.items()
+        for name, runs in found.items() if next_run(name, runs) is None
     }
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the mean of three runs (Student's t, two degrees of freedom).
+
+    Raises ValueError for another number of runs.
+    """
+    if len(values) != len(SEEDS):
+        raise ValueError(f"{len(values)} runs, where {len(SEEDS)} are expected")
+    half = T95 * statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.mean(values) - half, statistics.mean(values) + half
+
+
+def table(found: Mapping[str, Sequence[Run]]) -> str:
+    """The configurations as aligned text: parameters trained, tuned learning rate, accuracies."""
+    heads = ("layers and rank", "trained", "learning rate", "exact match of each seed")
+    lines = ["{:27}{:>9}  {:>13}  {}".format(*heads)]
+    for name, runs in found.items():
+        accuracies = "  ".join(f"{run.accuracy:.2f}" for run in runs)
+        lines.append(f"{name:27}{runs[0].trainable / 1e6:7.2f} M  "
+                     f"{runs[0].config.learning_rate:13g}  {accuracies}")
+    machines = sorted({run.machine for runs in found.values() for run in runs})
+    return "\n".join([*lines, f"measured on: {'; '.join(machines)}"])
 
 
 def record(names: Sequence[str] = ()) -> Iterator[tuple[str, Run]]:
     """Train what is missing of the named configurations, and write each run down at once.
 
-    First the learning rates of all of them, then seed after seed. Several processes may share the
-    work, each with names of its own.
+    One configuration after the other: its learning rates, then its further seeds. Several
+    processes may share the work, each with names of its own.
     """
-    mine = list(names or CONFIGURATIONS)
-    for name in mine:
-        while (rate := next_rate(_of(name))) is not None:
-            yield name, _train(replace(CONFIGURATIONS[name], learning_rate=rate))
-    for seed in SEEDS[1:]:
-        for name in mine:
-            runs = _of(name)
-            if all(run.config.seed != seed for run in runs):
-                config = replace(CONFIGURATIONS[name], learning_rate=tuned(runs), seed=seed)
-                yield name, _train(config)
+    for name in names or CONFIGURATIONS:
+        while (config := next_run(name, _of(name))) is not None:
+            yield name, _train(config)
 
 
 def _of(name: str) -> list[Run]:

@@ -12,6 +12,7 @@ import torch
 from autograder.checks import Code, Part, Personal, Student, trusted
 from autograder.checks.once import once
 from loralab.checks import ch05 as visible
+from loralab.checks.small_models import small_model
 from loralab.tasks import language as languages
 
 # What `hardware.detect()` says in the sandbox, which shows no GPU, whatever this machine has.
@@ -110,9 +111,9 @@ def _case(
         "num_attention_heads": heads, "vocab_size": draw.randrange(40, 90),
         "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0,
     }  # fmt: skip
-    given = Code("__import__('loralab.checks.ch05', fromlist=['*'])"
+    given = Code("__import__('loralab.checks.small_models', fromlist=['*'])"
                  f".small_model({kind!r}, {renamed!r}, **{sizes!r})")  # fmt: skip
-    return f"a {kind} model", given, visible.layers_of(visible.small_model(kind, renamed, **sizes))
+    return f"a {kind} model", given, visible.layers_of(small_model(kind, renamed, **sizes))
 
 
 def _made_up(draw: random.Random) -> tuple[str, Code, visible.Layers]:

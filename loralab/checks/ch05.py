@@ -26,6 +26,7 @@ from loralab.checks import (
     kind_of,
     shortened,
 )  # fmt: skip
+from loralab.checks.small_models import small_model
 
 RANK, ALPHA = 8, 16
 ENOUGH = 0.6  # exact match on held-out sentences that the adapter has to reach
@@ -495,23 +496,6 @@ def compare_linear_names(
         if not found_before and got < expected and not got & layers.feed_forward:
             raise exercise.wrong(gave, "attention_only")
         raise exercise.wrong(gave, "hard_coded" if found_before or got - layers.every else None)
-
-
-def small_model(kind: str, renamed: Mapping[str, str] | None = None, **sizes: int) -> Any:
-    """A causal language model of transformers' `kind` on meta; `renamed`: layers, old to new name.
-
-    `sizes` are settings of its configuration.
-    """
-    from transformers import AutoConfig
-
-    model = memory.build(AutoConfig.for_model(kind, **sizes))
-    for path in [path for path, _ in model.named_modules()]:
-        above, _, last = path.rpartition(".")
-        if last in (renamed or {}):
-            parent = model.get_submodule(above)
-            setattr(parent, renamed[last], getattr(parent, last))
-            delattr(parent, last)
-    return model
 
 
 @lru_cache
