@@ -62,7 +62,7 @@ for name in ("gpt2", "llama-3.2-1b", "phi-3-mini-4k"):
     print(f"\n{name}: {type(model).__name__}")
     for path, module in model.named_modules():
         if ".0." in path and hasattr(module, "weight"):
-            print(f"  {path:35}{type(module).__name__:13}weight {tuple(module.weight.shape)}")
+            print(f"  {path:42}{type(module).__name__:13}weight {tuple(module.weight.shape)}")
 
 # %% [markdown]
 # *So `q_proj` and `v_proj` are no safe choice?* In Llama, yes. In GPT-2 query, key and value are one layer, `c_attn`, and so they are in Phi-3, where it is called `qkv_proj`. GPT-2's layers are not even `nn.Linear`: a `Conv1D` does the same multiplication, with its weight stored the other way round.

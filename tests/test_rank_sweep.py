@@ -1,0 +1,120 @@
+"""Chapter 03's recorded runs: how learning rates are tuned, and what the records hold."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from loralab import rank_sweep, training
+from loralab.checks import ch03
+from loralab.rank_sweep import CONFIGURATIONS, RATES, SEEDS
+from loralab.training import Run, RunConfig
+
+NAME = "all linear layers, r = 8"
+
+
+def run(config: RunConfig, loss: float = 1.0, accuracy: float = 0.5) -> Run:
+    history = ((1, 9.0), (2, loss), (3, loss), (4, loss))
+    return Run(config, accuracy, 1.0, 1, {}, 1, history, "here", {})
+
+
+def at(rate: float, loss: float, seed: int = 0) -> Run:
+    return run(replace(CONFIGURATIONS[NAME], learning_rate=rate, seed=seed), loss)
+
+
+def tune(losses: dict[float, float]) -> tuple[list[float], float]:
+    """The rates that are tried where each gives that loss, and the one that is chosen."""
+    runs: list[Run] = []
+    while (rate := rank_sweep.next_rate(runs)) is not None:
+        runs.append(at(rate, losses[rate]))
+    return [one.config.learning_rate for one in runs], rank_sweep.tuned(runs)
+
+
+def test_tuning_goes_on_until_the_best_has_a_worse_neighbour_on_either_side():
+    falling = dict(zip(RATES, (6, 5, 4, 3, 2, 9.0)))
+    tried, best = tune(falling)
+    assert best == 3e-2 and set(tried) == {3e-3, 1e-2, 3e-2, 1e-1}
+    middle = dict(zip(RATES, (6, 5, 1, 3, 4, 9.0)))
+    tried, best = tune(middle)
+    assert best == 3e-3 and set(tried) == {1e-3, 3e-3, 1e-2}
+
+
+def test_tuning_ends_at_the_end_of_the_rates():
+    assert tune(dict(zip(RATES, (1, 2, 3, 4, 5, 6.0))))[1] == RATES[0]
+    assert tune(dict(zip(RATES, (6, 5, 4, 3, 2, 1.0))))[1] == RATES[-1]
+
+
+def test_a_run_that_diverged_is_never_chosen():
+    runs = [at(3e-3, math.nan), at(1e-2, 5.0)]
+    assert rank_sweep.tuned(runs) == 1e-2
+
+
+def test_only_the_first_seed_tunes():
+    runs = [at(1e-3, 3), at(3e-3, 2), at(1e-2, 4), at(3e-3, 9, seed=1), at(1e-2, 0, seed=1)]
+    assert rank_sweep.tuned(runs) == 3e-3 and rank_sweep.next_rate(runs) is None
+
+
+def test_every_seed_is_trained_at_the_tuned_rate_and_then_it_is_done():
+    runs = [at(1e-3, 3), at(3e-3, 2), at(1e-2, 4)]
+    for seed in SEEDS[1:]:
+        config = rank_sweep.next_run(NAME, runs)
+        assert (config.seed, config.learning_rate) == (seed, 3e-3)
+        runs.append(run(config))
+    assert rank_sweep.next_run(NAME, runs) is None
+
+
+def test_recording_trains_what_is_missing_and_can_be_stopped(monkeypatch, tmp_path):
+    monkeypatch.setattr(rank_sweep, "RECORDS", tmp_path / "records.json")
+    monkeypatch.setenv("LORALAB_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    trained: list[RunConfig] = []
+
+    def train(config, *, progress):
+        trained.append(config)
+        return run(config, loss=abs(math.log10(config.learning_rate) + 2.5))
+
+    monkeypatch.setattr(training, "run", train)
+    some = rank_sweep.record([NAME])
+    next(some), next(some)  # stopped after two
+    assert len(rank_sweep.recorded()) == 2 and rank_sweep.chosen() == {}
+    every = list(rank_sweep.record([NAME]))
+    assert len(every) == 3 and len(trained) == len(set(trained)) == 5
+    assert [one.config.seed for one in rank_sweep.chosen()[NAME]] == list(SEEDS)
+
+
+def test_configurations_are_told_apart_whatever_the_rate_and_seed():
+    for name, config in CONFIGURATIONS.items():
+        assert rank_sweep.name_of(replace(config, learning_rate=7e-3, seed=5)) == name
+        assert config.lora_alpha == 2 * config.r
+
+
+def test_the_recorded_runs_are_those_of_the_program():
+    """Nothing in the file that the program would not make, and nothing missing."""
+    runs = rank_sweep.recorded()
+    assert len({one.config for one in runs}) == len(runs)
+    chosen = rank_sweep.chosen()
+    assert list(chosen) == list(CONFIGURATIONS)
+    for name, three in chosen.items():
+        assert [one.config.seed for one in three] == list(SEEDS), name
+        assert all(0 <= one.accuracy <= 1 and one.history[-1][0] > 90 for one in three)
+    text = json.dumps([one.to_json() for one in runs], indent=1) + "\n"
+    assert rank_sweep.RECORDS.read_text("utf-8") == text
+
+
+def test_q_and_v_have_as_many_parameters_as_all_layers():
+    chosen = rank_sweep.chosen()
+    everywhere = chosen["all linear layers, r = 8"][0].trainable
+    assert chosen["q and v, r = 42"][0].trainable == pytest.approx(everywhere, rel=0.01)
+
+
+def test_an_interval_of_three_runs():
+    """Student's t with two degrees of freedom; the interval of a difference is the chapter's."""
+    low, high = rank_sweep.mean_interval([0.2, 0.4, 0.6])
+    assert (low + high) / 2 == pytest.approx(0.4)
+    assert high - low == pytest.approx(2 * 4.303 * 0.2 / math.sqrt(3))
+    with pytest.raises(ValueError):
+        rank_sweep.mean_interval([0.1, 0.2])
+    assert ch03.T95[2] == rank_sweep.T95
