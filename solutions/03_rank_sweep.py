@@ -68,7 +68,8 @@ for name in ("gpt2", "llama-3.2-1b", "phi-3-mini-4k"):
 # *So `q_proj` and `v_proj` are no safe choice?* In Llama, yes. In GPT-2 query, key and value are one layer, `c_attn`, and so they are in Phi-3, where it is called `qkv_proj`. GPT-2's layers are not even `nn.Linear`: a `Conv1D` does the same multiplication, with its weight stored the other way round.
 #
 # And GPT-2 has two layers called `c_proj` in each block. A name is not enough to tell them apart; a path is.
-#
+
+# %% [markdown]
 # ### Exercise 3.1 — write `find_targets`
 #
 # > Difficulty 3/5 · about 10 minutes · 4 points
@@ -108,7 +109,8 @@ for path, shape in find_targets(unseen).items():
 
 # %% [markdown]
 # > **In short.** Look, never guess: `named_modules()` has the names. Classes say what is linear, and shapes say how large an adapter will be.
-#
+
+# %% [markdown]
 # ## 2. LoraConfig, argument by argument
 #
 # What happens if you say nothing?
@@ -149,7 +151,8 @@ predictions.compare("trained", my_count, wrapped.get_nb_trainable_parameters()[0
 # ## 3. Rank against parameters
 #
 # This is the exercise that the course grew from: load a model, apply LoRA with r = 4, 8, 16 and 32, print the number of trainable parameters for each, and plot rank against count.
-#
+
+# %% [markdown]
 # ### Exercise 3.2 — write `trainable_counts`
 #
 # > Difficulty 2/5 · about 7 minutes · 3 points
@@ -402,7 +405,8 @@ plt.show()
 # {{ALT}}
 #
 # *The dots of one setting are far apart.* They differ in nothing but the seed. Whoever trains each rank once, and picks the winner, may pick a seed.
-#
+
+# %% [markdown]
 # ### Exercise 3.8 — write `difference` and `verdict`
 #
 # > Difficulty 4/5 · about 12 minutes · 3 points
