@@ -85,6 +85,18 @@ for folder, _, files in os.walk({home!r}):
         assert kernel.run("open('/etc/hostname')") == "FileNotFoundError"
 
 
+def test_sets_have_the_same_order_in_every_run(sandbox):
+    from autograder.sandbox.unguarded import Unguarded
+
+    order = "found = list({'query', 'key', 'value', 'up', 'down', 'gate'}), hash('a seed')"
+    with Sandbox(BARE) as another, Unguarded() as none:
+        said = []
+        for one in (sandbox, another, none):
+            with Kernel(one) as kernel:
+                said.append(seen(kernel, order))
+    assert len(set(said)) == 1
+
+
 def test_everything_but_the_private_folders_is_read_only(kernel):
     found = seen(kernel, """
 import os, sys
