@@ -98,8 +98,9 @@ def configuration(model: Any) -> Any:
         try:
             return AutoConfig.for_model(settings.pop("model_type"), **settings)
         except (KeyError, ValueError, TypeError, StrictDataclassError) as error:
+            said = " ".join(str(error).split())[:200]
             raise CourseError(
-                f"{model}: transformers makes no model of it ({' '.join(str(error).split())[:200]}).",
+                f"{model}: transformers makes no model of it ({said}).",
                 'A config.json needs a "model_type" that transformers knows, and sizes that fit.',
             ) from None
     return _from_hub(str(model))
