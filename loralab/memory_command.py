@@ -186,7 +186,7 @@ def read(options: Mapping[str, Any]) -> Asked:
             f"{'--compare' if compare is not None else '--sweep'}.", "Leave one of them out.")
     if plot is not None:
         _check_plot(plot, sweep)
-    if "model" not in given and varied != "model":
+    if not given.get("model") and varied != "model":
         raise CourseError("Which model?", "Say --model NAME; --models lists the names.")
     runs = []
     for value in values:

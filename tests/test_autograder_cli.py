@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 
 import nbformat
 import pytest
+from jupyter_client.kernelspec import KernelSpecManager
 from typer.testing import CliRunner
 
 import autograder.grading
@@ -115,6 +116,14 @@ def test_a_lost_secret_is_two_lines_and_no_traceback(root):
     assert "secret" in done.output and "→" in done.output and "Traceback" not in done.output
 
 
+def test_a_folder_that_cannot_be_made_is_two_lines(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "class"):
+        done = type_in("init", folder)
+        assert done.exit_code == 1 and isinstance(done.exception, SystemExit)
+        assert "cannot be made" in done.output and "→" in done.output
+
+
 # grade --------------------------------------------------------------------------------------------
 
 
@@ -197,6 +206,8 @@ def test_languages_of_those_who_handed_in_and_of_those_in_the_gradebook(root, en
     named = type_in("languages", "zoe", "--class", root)
     assert named.output.startswith("zoe  LANGUAGE")
     assert type_in("languages", "../x", "--class", root).exit_code == 1
+    nowhere = type_in("languages", "--class", root, "--csv", root / "nowhere" / "languages.csv")
+    assert nowhere.exit_code == 1 and "cannot be written" in nowhere.output
 
 
 # doctor -------------------------------------------------------------------------------------------
@@ -256,3 +267,30 @@ def test_every_failure_has_a_fix_and_one_line(engine, monkeypatch, tmp_path):
 
 def missing():
     raise NoSandbox("bubblewrap (bwrap) is not installed.\n  words")
+
+
+# install-kernel -----------------------------------------------------------------------------------
+
+
+def test_the_kernel_is_installed_where_it_is_said_and_can_be_used_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(bubblewrap, "require", lambda: None)
+    done = type_in("install-kernel", "--name", "walled", "--prefix", tmp_path)
+    assert done.exit_code == 0 and "kernel_name = 'walled'" in done.output
+    folder = tmp_path / "share" / "jupyter" / "kernels" / "walled"
+    monkeypatch.setenv("JUPYTER_PATH", str(folder.parent.parent))
+    spec = KernelSpecManager().get_kernel_spec("walled")
+    assert spec.metadata["kernel_provisioner"]["provisioner_name"] == "loralab-sandbox"
+    for wrong in (("--name", "a/b"), ("--prefix", folder / "kernel.json")):
+        done = type_in("install-kernel", *wrong)
+        assert done.exit_code == 1 and isinstance(done.exception, SystemExit)
+        assert "cannot be installed" in done.output
+
+
+def test_no_kernel_is_installed_where_there_is_no_sandbox(tmp_path, monkeypatch):
+    def refuse():
+        raise bubblewrap.NoSandbox("bubblewrap (bwrap) is not installed.")
+
+    monkeypatch.setattr(bubblewrap, "require", refuse)
+    done = type_in("install-kernel", "--prefix", tmp_path)
+    assert done.exit_code == 1 and "not installed" in done.output
+    assert not list(tmp_path.iterdir())

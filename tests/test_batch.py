@@ -291,6 +291,13 @@ def test_a_scheduler_that_does_not_answer(root, monkeypatch):
     assert "tcp://127.0.0.1:9" in caught.value.message
 
 
+def test_an_address_that_is_none_is_said_at_once(root, monkeypatch):
+    monkeypatch.setattr("distributed.Client", None)  # one that never connects holds up the end
+    submit(root, "ada")
+    with pytest.raises(CourseError, match="no-address"):
+        grade(root, scheduler="no-address")
+
+
 def test_a_real_scheduler_gets_bytes(root):
     from distributed import LocalCluster
 

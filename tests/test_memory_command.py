@@ -282,6 +282,7 @@ def test_a_figure_beside_json_leaves_json_alone(tmp_path):
 
 WRONG = {  # what is typed, what has to be named
     "": "--models",
+    "--model ''": "--models",
     "--model lama-2-7b": "llama-2-7b",
     "--model gpt2 --method qlorra": "qlora",
     "--model gpt2 --targets q_proj": "c_attn",
@@ -314,6 +315,7 @@ WRONG = {  # what is typed, what has to be named
     "--model gpt2 --seq 2048": "1024",
     "--model gpt2 --sweep seq=512,2048": "1024",
     "--model gpt2 --batch 0": "1 or more",
+    "--model gpt2 --alpha 0": "1 or more",
     "--model gpt2 --targets lm_head --loss trl": "TRL",
     "--model gemma-2-2b --attention sdpa-flash": "eager",
     "--model gpt2 --method full --master-weights --simulate": "autocast",
@@ -351,6 +353,22 @@ def test_names_are_those_that_the_settings_take():
     for name in ("METHODS", "OPTIMIZERS", "LOSSES", "ATTENTION", "ARCHITECTURES"):
         assert getattr(memory_names, name) is getattr(memory, name)
     assert list(memory_names.DTYPES) == list(memory.DTYPES)
+
+
+@pytest.mark.parametrize("config, said", [
+    ({"model_type": "t5"}, "'t5' is no language model"),
+    ({"model_type": "mamba"}, "'mamba' is no language model"),
+    ({"model_type": "gemma3"}, "text_config"),
+    ({"model_type": "llama", "hidden_size": "big"}, "hidden_size"),
+    ({"model_type": "llama", "hidden_size": 100, "num_attention_heads": 7}, "heads (7)"),
+    ({"hidden_size": 64}, "model_type"),
+])
+def test_a_configuration_of_no_use_is_two_lines_too(config, said, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    done = invoke(f"--model '{tmp_path}'")
+    assert done.exit_code == 1 and done.stdout == ""
+    first, second = done.stderr.splitlines()
+    assert second.startswith("→ ") and said in done.stderr
 
 
 # --- the README ----------------------------------------------------------------------------------

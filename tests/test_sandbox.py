@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import pytest
 
 from autograder.checks import StudentError
 from autograder.grading.kernel import Kernel
+from autograder.inside import isolation
 from autograder.sandbox import bubblewrap
 from autograder.sandbox.warm import BARE, Limits, Sandbox
 from loralab import paths
@@ -83,6 +85,18 @@ for folder, _, files in os.walk({home!r}):
         assert ".ssh" not in listed and ".bash" not in listed and ".config" not in listed
         assert kernel.run("open('/etc/passwd')") == "FileNotFoundError"
         assert kernel.run("open('/etc/hostname')") == "FileNotFoundError"
+
+
+def test_sets_have_the_same_order_in_every_run(sandbox):
+    from autograder.sandbox.unguarded import Unguarded
+
+    order = "found = list({'query', 'key', 'value', 'up', 'down', 'gate'}), hash('a seed')"
+    with Sandbox(BARE) as another, Unguarded() as none:
+        said = []
+        for one in (sandbox, another, none):
+            with Kernel(one) as kernel:
+                said.append(seen(kernel, order))
+    assert len(set(said)) == 1
 
 
 def test_everything_but_the_private_folders_is_read_only(kernel):
@@ -157,6 +171,22 @@ for name, arguments in {"unshare": (0x10000000,), "mount": (b"x", b"/tmp", b"tmp
                          ("unshare", "mount", "memfd_create", "ptrace", "shmget")])
     assert trouble(kernel, "open('/proc/sys/kernel/hostname', 'w').write('x')") != "none"
     assert trouble(kernel, "open('/proc/sysrq-trigger', 'w').write('x')") != "none"
+
+
+@pytest.mark.parametrize("machine, header", [
+    ("x86_64", "x86_64-linux-gnu/asm/unistd_64.h"), ("aarch64", "asm-generic/unistd.h")])
+def test_the_forbidden_system_calls_have_the_numbers_of_linuxs_headers(machine, header):
+    """The machines of the other kind, too, which these tests do not run on."""
+    path = Path("/usr/include", header)
+    if not path.is_file():
+        pytest.skip(f"{path} comes with linux-libc-dev")
+    defined = re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", path.read_text())
+    numbers = {name: int(number) for name, number in defined}
+    _, calls = isolation._FORBIDDEN[machine]
+    assert calls == {name: numbers.get(name, number) for name, number in calls.items()}
+    assert {"ptrace", "mount", "unshare", "setns"} <= calls.keys() & numbers.keys()
+    assert (isolation._CLONE[machine], isolation._SOCKET[machine], isolation._CLONE3) == (
+        numbers["clone"], numbers["socket"], numbers["clone3"])
 
 
 def test_kernels_do_not_see_each_other(sandbox):

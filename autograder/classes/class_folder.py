@@ -65,9 +65,13 @@ def init(
     Returns the folder. Raises CourseError, SourceError.
     """
     root = Path(folder).resolve()
-    root.parent.mkdir(parents=True, exist_ok=True)
-    # The solutions will be in it, and it may be on a machine where students have accounts.
-    root.mkdir(mode=0o700, exist_ok=True)
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        # The solutions will be in it, and it may be on a machine where students have accounts.
+        root.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise CourseError(f"{root} cannot be made: {error.strerror}.",
+                          "name a folder, of yours or a new one") from None
     _settings(root, personal, said)
     for name, text in (("nbgrader_config.py", NBGRADER_CONFIG), ("README.md", README),
                        (".gitignore", IGNORED)):

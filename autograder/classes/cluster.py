@@ -106,12 +106,14 @@ def _answer(number: int, future: Any) -> Answer:
 def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
     import dask
     from distributed import Client
+    from distributed.comm.addressing import get_address_host_port
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", module=r"(dask|distributed)\b")
         if scheduler is not None:
             try:
+                get_address_host_port(scheduler)  # a client without one holds up the end
                 client = Client(scheduler, timeout=SECONDS_TO_CONNECT, set_as_default=False)
             except (OSError, ValueError) as error:
                 raise CourseError(f"No Dask scheduler answers at {scheduler}: {error}",

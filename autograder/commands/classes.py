@@ -72,7 +72,12 @@ def languages(
         for name, language in rows:
             console.print(f'{escape(name)}  LANGUAGE = "{language}"', soft_wrap=True)
         return
-    with table.open("w", newline="", encoding="utf-8") as file:
+    try:
+        file = table.open("w", newline="", encoding="utf-8")
+    except OSError as error:
+        raise CourseError(f"{table} cannot be written: {error.strerror}.",
+                          "name another file") from None
+    with file:
         writer = csv.writer(file)
         writer.writerow(("student", "LANGUAGE"))
         writer.writerows((f"'{name}" if name.startswith(FORMULA) else name, language)
@@ -113,7 +118,11 @@ def install_kernel(
         bubblewrap.require()
     except bubblewrap.NoSandbox as error:
         raise CourseError(str(error), "autograder doctor says more") from None
-    folder = provisioner.install(name, prefix or Path(sys.prefix))
+    try:
+        folder = provisioner.install(name, prefix or Path(sys.prefix))
+    except (OSError, ValueError) as error:
+        raise CourseError(f"The kernel cannot be installed: {error}",
+                          "choose another --name, or a --prefix of yours") from None
     console.print(f"installed in {escape(str(folder))}", soft_wrap=True)
     console.print(f"nbgrader: c.ExecutePreprocessor.kernel_name = {name!r}; "
                   "JupyterLab: Kernel ▸ Change Kernel", soft_wrap=True)

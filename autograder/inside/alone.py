@@ -1,4 +1,4 @@
-"""One kernel without a sandbox: `python -I alone.py CONNECTION` (JSON)."""
+"""One kernel without a sandbox: `python alone.py CONNECTION` (JSON)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starts the warm process: `python -I start.py MODULE …`."""
+"""Starts the warm process: `python start.py MODULE …`."""
 
 from __future__ import annotations
 

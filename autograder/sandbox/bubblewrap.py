@@ -23,6 +23,10 @@ EXCHANGE, CACHE = "/sandbox/exchange", "/sandbox/cache"
 SOCKETS, WORK, HOME, TEMPORARY = (
     "/sandbox/sockets", "/sandbox/work", "/sandbox/home", "/sandbox/tmp")
 
+# For Python: nothing of the user's and nothing of this folder is imported. (-I would also pass over
+# the PYTHON variables of `environment`, of which there are no others.)
+ALONE = ("-s", "-P")
+
 # The warm process needs them to isolate its forks; no kernel ever has one.
 CAPABILITIES = ("SYS_ADMIN", "SETUID", "SETGID", "SETPCAP", "KILL", "SYS_PTRACE")
 
@@ -95,7 +99,7 @@ def command(exchange: Path, arguments: list[str]) -> list[str]:
     for name, value in environment().items():
         line += ["--setenv", name, value]
     line += ["--chdir", WORK, "--remount-ro", "/dev", "--remount-ro", "/"]
-    return [*line, "--", os.path.abspath(sys.executable), "-I", f"{CODE}/start.py", *arguments]
+    return [*line, "--", os.path.abspath(sys.executable), *ALONE, f"{CODE}/start.py", *arguments]
 
 
 def _shown() -> list[tuple[Path, Path]]:
@@ -141,6 +145,7 @@ def environment() -> dict[str, str]:
         "LORALAB_CACHE": CACHE, "MPLCONFIGDIR": f"{TEMPORARY}/matplotlib",
         "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONHASHSEED": "0",  # a set has the same order in every regrade
         "PYDEVD_DISABLE_FILE_VALIDATION": "1", "CUDA_VISIBLE_DEVICES": "",
         **{name: os.environ[name] for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
            if name in os.environ},

@@ -2,7 +2,9 @@
 
 A kernelspec that names the provisioner `loralab-sandbox` works with everything that starts
 kernels: nbgrader, papermill, nbclient, JupyterLab. Each kernel has a sandbox of its own; the files
-beside the notebook are copied in, and nothing comes out but messages.
+beside the notebook are copied in, and nothing comes out but messages. How much it prints is not
+limited: who starts the kernel reads it, and papermill and nbclient keep all of it in memory.
+(`autograder.grading` reads nothing that is printed.)
 """
 
 from __future__ import annotations

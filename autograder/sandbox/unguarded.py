@@ -65,7 +65,8 @@ class Unguarded:
             "LORALAB_CACHE": str(paths.cache()),
         }
         self._processes[name] = process = subprocess.Popen(
-            [sys.executable, "-I", str(bubblewrap.INSIDE / "alone.py"), json.dumps(connection)],
+            [sys.executable, *bubblewrap.ALONE, str(bubblewrap.INSIDE / "alone.py"),
+             json.dumps(connection)],
             cwd=work, env=environment, start_new_session=True, stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )

@@ -90,16 +90,18 @@ def configuration(model: Any) -> Any:
     """
     if not isinstance(model, str | Path):
         return model
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     settings = dict(ARCHITECTURES.get(str(model).lower()) or _read(model))
     if settings:
         try:
             return AutoConfig.for_model(settings.pop("model_type"), **settings)
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, StrictDataclassError) as error:
+            said = " ".join(str(error).split())[:200]
             raise CourseError(
-                f"{model}: transformers makes no model of it ({_first_line(error)}).",
-                'A config.json needs a "model_type" that transformers knows.',
+                f"{model}: transformers makes no model of it ({said}).",
+                'A config.json needs a "model_type" that transformers knows, and sizes that fit.',
             ) from None
     return _from_hub(str(model))
 
@@ -149,13 +151,22 @@ def build(
 ) -> nn.Module:
     """The model with untrained weights; on `meta` (the default) with no weights at all.
 
-    `model`: as in `configuration`.
+    `model`: as in `configuration`. Raises CourseError.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
     config = configuration(model)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise _no_language_model(config)
     with torch.device(device):
         return AutoModelForCausalLM.from_config(config, dtype=dtype_of(dtype))
+
+
+def _no_language_model(config: Any) -> CourseError:
+    return CourseError(
+        f"{config.model_type!r} is no language model of transformer blocks that reads text alone.",
+        "Of one that reads images as well, give the text_config as a config.json of its own.",
+    )
 
 
 def describe(model: str | Any) -> Architecture:
@@ -186,8 +197,11 @@ def _describe(model: nn.Module, name: str) -> Architecture:
         elif isinstance(module, nn.Linear):
             linear.append(Linear(path, module.in_features, module.out_features))
     config = model.config
+    if not hasattr(config, "num_attention_heads"):
+        raise _no_language_model(config)
     heads = config.num_attention_heads
     mlp = getattr(config, "intermediate_size", None)
+    length = getattr(config, "max_position_embeddings", None)
     return Architecture(
         name=name or type(model).__name__,
         family=config.model_type,
@@ -204,6 +218,6 @@ def _describe(model: nn.Module, name: str) -> Architecture:
         vocab=config.vocab_size,
         embedding=embedding.weight.numel(),
         tied=head.weight is embedding.weight,
-        length=getattr(config, "max_position_embeddings", None) or 2**62,
+        length=length if length and length > 0 else 2**62,
         softcap=bool(getattr(config, "attn_logit_softcapping", None)),
     )

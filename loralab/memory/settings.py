@@ -186,7 +186,7 @@ def chosen(model: Any, method: str, given: Mapping[str, Any]) -> Settings:
 
 
 def _can_train(made: Settings) -> None:
-    for name in ("rank", "batch", "seq"):
+    for name in ("rank", "alpha", "batch", "seq"):
         if getattr(made, name) < 1:
             raise CourseError(f"{name} is {getattr(made, name)}.", "It must be 1 or more.")
     if not 0 <= made.dropout < 1:

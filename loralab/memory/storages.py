@@ -103,6 +103,8 @@ class LiveStorages(TorchDispatchMode):
             self.peak_at = self.where(function)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.prim.device.default:  # more than half of all calls
+            return args[0].device
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
         for leaf in tree_leaves(result):
