@@ -6,11 +6,12 @@ that is shown; notebooks call them all from here.
 
 from loralab.plots.memory import fit_grid, memory_bars, memory_by_tokens, memory_sweep
 from loralab.plots.published import predicted_against_published
+from loralab.plots.quantisation import code_usage, error_by_block, levels_over_weights
 from loralab.plots.style import COLOURS, METHOD_NAMES, use_style
 from loralab.plots.training import accuracy_by_run, loss_curve, wilson_interval
 
 __all__ = [
-    "COLOURS", "METHOD_NAMES", "accuracy_by_run", "fit_grid", "loss_curve", "memory_bars",
-    "memory_by_tokens", "memory_sweep", "predicted_against_published", "use_style",
-    "wilson_interval",
+    "COLOURS", "METHOD_NAMES", "accuracy_by_run", "code_usage", "error_by_block", "fit_grid",
+    "levels_over_weights", "loss_curve", "memory_bars", "memory_by_tokens", "memory_sweep",
+    "predicted_against_published", "use_style", "wilson_interval",
 ]  # fmt: skip
