@@ -42,6 +42,7 @@ import bitsandbytes.functional as bnb
 import matplotlib.pyplot as plt
 import torch
 from torch import nn
+from transformers import LlamaConfig
 
 from loralab import base_model, four_bit, measure, memory, plots, predictions, quiz, rounding
 from loralab.checks import ch04 as check
@@ -116,8 +117,7 @@ for block in (len(row), BLOCK):
 # The **relative error** is the norm of all differences over the norm of the weights, ‖W − Ŵ‖/‖W‖.
 #
 # > **In short.** A code is a weight's place in its block's range. One scale for everything serves the largest weight and loses the others; small blocks keep an outlier among its neighbours.
-
-# %% [markdown]
+#
 # ## 2. Sixteen levels
 #
 # Within a block, weights look much like draws from a normal distribution: many near zero, few at the ends. Equal steps give every stretch as many codes. The two outermost codes on each side are 4 of 15. What share of normal weights will use these four?
@@ -126,7 +126,7 @@ for block in (len(row), BLOCK):
 my_outer = None  # per cent
 
 torch.manual_seed(0)
-normal = torch.randn(2**20)
+normal = torch.randn(2**18)
 codes, _ = absmax_quantize(normal, 64)
 outer = 100 * (codes.abs() >= 6).float().mean().item()
 predictions.compare("weights with a code of ±6 or ±7", my_outer, outer, "per cent")
@@ -164,7 +164,7 @@ print("bitsandbytes:", " ".join(f"{level:.3f}" for level in table.tolist()))
 def nf_levels(bits: int) -> list[float]:
     """The 2 ** bits levels of NormalFloat, ascending, from -1.0 to 1.0.
 
-    nf_levels(2) is about [-1.0, 0.0, 0.354, 1.0]. Roughly 7 lines.
+    nf_levels(2) is about [-1.0, 0.0, 0.436, 1.0]. Roughly 7 lines.
     """
     ### BEGIN SOLUTION
     quantile, half = NormalDist().inv_cdf, 2 ** (bits - 1)
@@ -182,16 +182,11 @@ check.nf_levels(nf_levels)
 
 # %% [markdown] help="nf_levels"
 
-# %%
-nf4 = torch.tensor(nf_levels(4))
-print(f"largest difference from bitsandbytes' table: {(nf4 - table).abs().max():.1e}")
-
 # %% [markdown]
-# What is left is rounding: bitsandbytes' offset has seven digits.
+# The difference that is left is rounding: bitsandbytes' offset has seven digits.
 #
 # > **In short.** NF4 is not a number format with sign and exponent. It is a list of 16 levels, dense where normal weights are, with an exact zero and one more level above it than below.
-
-# %% [markdown]
+#
 # ## 3. The nearest level
 #
 # ### Exercise 4.3 — write `quantize` and `dequantize`
@@ -256,6 +251,22 @@ print(f"error of the layer: {relative_error(weight, back):.2%}")
 # %% [markdown]
 # *And a weight exactly in the middle of two levels?* On the CPU bitsandbytes takes the lower one. Which one it is depends on the last digit of a division (bitsandbytes multiplies by 1/absmax), and in this layer no weight comes so near.
 #
+# Which codes are in use now? Normal weights again, in equal steps and in NF4:
+
+# %%
+shares = {}
+tables = {"absmax": torch.arange(-7, 8) / 7, "NF4": table}
+for name, levels in tables.items():
+    codes, _ = quantize(normal, levels, 64)
+    shares[name] = torch.bincount(codes.long(), minlength=len(levels)) / len(codes)
+plots.code_usage(shares, tables)
+plt.show()
+
+# %% [markdown]
+# *Alt text: bars of the share of weights with each code, beside a line at 1/16. Equal steps: a bell, 16 per cent at zero and about 1 at the ends. NF4: nearly level in the middle, and lower towards the ends.*
+#
+# NF4 uses its codes more evenly, not quite evenly: a block's absmax is larger than the offset supposes, so the ends get less than a sixteenth.
+#
 # > **In short.** Quantising is: divide by the block's absmax, take the nearest level. Dequantising looks the level up and multiplies. Nothing else happens in bitsandbytes.
 
 # %% [markdown]
@@ -276,7 +287,7 @@ plots.error_by_block(errors)
 plt.show()
 
 # %% [markdown]
-# *Alt text: error against block size from 32 to 4,096. For normal weights it rises slowly, from 8.7 to 11 per cent; for the layer from 8.9 to about 15; with outliers steeply, from 10 to over 50.*
+# *Alt text: error against block size from 32 to 4,096. For normal weights it rises slowly, from 9 to 11 per cent; for the layer from 9 to 14; with outliers steeply, from 10 to over 50.*
 #
 # *Then why not blocks of 32, or of 8?* Because of the constants. In fp32 each costs 32 bits for its block. **Double quantisation** stores them in 8 bits instead; these are quantised in blocks too, of 256 constants, and each *such* block has one constant in fp32.
 #
@@ -324,8 +335,8 @@ predictions.compare("rise of the error", my_rise, 100 * (both / plain - 1), "per
 # %%
 my_gap = None  # kB that double quantisation saves, by the footprint
 
-config = memory.describe("smollm2-135m").config
-config.num_hidden_layers = 2
+config = LlamaConfig(vocab_size=2000, hidden_size=576, intermediate_size=1536,
+                     num_hidden_layers=2, num_attention_heads=9, num_key_value_heads=3)
 sizes = {}
 for double in (False, True):
     small = four_bit.quantise(memory.build(config, device="cpu", dtype="bf16"), double_quant=double)
@@ -339,15 +350,14 @@ predictions.compare("saved, by the footprint", my_gap, (sizes[False] - sizes[Tru
 # The footprint adds up parameters and buffers. The constants are neither: they hang on the weight as its `quant_state`. So it says the same for both, and too little for either.
 #
 # > **In short.** 4 + 32/64 = 4.5 bits a weight; with double quantisation 4 + 8/64 + 32/(64·256) ≈ 4.127. Blocks of 64 keep outliers apart at a price that double quantisation cuts to a quarter.
-
-# %% [markdown]
+#
 # ## 5. A fair rival
 #
 # *NF4 is better than what?* Two rivals, at the same bits a weight: bitsandbytes' default **FP4**, and section 1's symmetric **absmax**, whose 15 levels are equally far apart.
 
 # %%
 schemes = {
-    "absmax": torch.linspace(-1, 1, 15),
+    "absmax": torch.arange(-7, 8) / 7,
     "FP4": bnb.get_4bit_type("fp4", device="cpu").unique(),  # sorted, each once
     "NF4": table,
 }
@@ -386,10 +396,10 @@ check.rank_schemes(rank_schemes)
 # %% [markdown] help="rank_schemes"
 
 # %% [markdown]
-# Now three kinds of weights: normal ones as a control, three layers of the model, and a linear layer fresh from torch. Who will win on the fresh one?
+# Now three kinds of weights: normal ones as a control, three layers of the model, and a linear layer fresh from torch. On the fresh one, how large will NF4's error be beside absmax's?
 
 # %%
-my_winner = None  # "NF4", "FP4" or "absmax"
+my_fresh = None  # NF4's error / absmax's error, on the fresh layer
 
 torch.manual_seed(0)
 fresh = nn.Linear(1536, 576, bias=False).weight.data
@@ -399,7 +409,8 @@ data = {"normal": normal, **{path: model.get_submodule(path).weight.data.cpu() f
 for name, weights in data.items():
     ranking = rank_schemes(weights.reshape(-1), schemes, BLOCK)
     print(f"{name:32}", " · ".join(f"{scheme} {error:.3f}" for scheme, error in ranking))
-print(f"you said: {my_winner}")
+last = dict(ranking)
+predictions.compare("NF4 over absmax, fresh layer", my_fresh, last["NF4"] / last["absmax"], "times")
 
 # %% [markdown]
 # A fresh layer is *uniform*, so equal steps fit it best. NF4 is not better as such; it fits weights that look normal, and trained ones do.
@@ -422,9 +433,11 @@ plots.levels_over_weights(scaled, ordered, dict(rank_schemes(row, schemes, BLOCK
 plt.show()
 
 # %% [markdown]
-# *Alt text: a bell-shaped histogram of the layer's weights over their block's absmax, with a small spike at −1 and 1. Below it the levels of each format: NF4's sixteen are dense in the middle (error 9.4 per cent), FP4's crowd at zero with a gap beside it (12.5), absmax's are equally far apart (11.4).*
+# *Alt text: a bell-shaped histogram of the layer's weights over their block's absmax, with spikes at −1 and 1. Below it the levels of each format: NF4's sixteen are dense in the middle (error 9.4 per cent), FP4's crowd at zero with gaps beside it (12.8), absmax's are equally far apart (11.6).*
 #
-# Errors of weights are not what you use a model for. How much does its *loss* rise, when every linear layer is rounded? For absmax, NF4 adds … guess the ratio.
+# The spikes are the absmax of each block. (The bumps at ±0.87 are Q4_1's trace: one of its 15 steps away from an end.)
+#
+# Nobody uses a model for its weights. How much does its *loss* rise when every linear layer is rounded? Guess how many times as much absmax adds as NF4.
 
 # %%
 my_ratio = None  # loss added by absmax / loss added by NF4
@@ -437,11 +450,10 @@ ratio = found["added"]["absmax"][0] / found["added"]["NF4"][0]
 predictions.compare("absmax over NF4", my_ratio, ratio, "times")
 
 # %% [markdown]
-# (Measured on a text written for this course, and recorded; ± is a 95 % interval over its tokens.) A fifth more error of the weights is more than twice the loss. And FP4, whose weights have *larger* errors than absmax's, does not do worse: their intervals overlap. Errors of weights rank formats roughly; the loss has the last word.
+# (Measured on a text written for this course, and recorded; ± is a 95 % interval over its tokens.) Absmax's weights are a quarter further off than NF4's, and its loss rises more than twice as much. FP4 has the *largest* error of the weights and not the largest rise: the two intervals overlap. Errors of weights rank formats roughly; the loss has the last word.
 #
 # > **In short.** On weights that look normal NF4 has the smallest error and costs the least loss; on uniform ones equal steps win. Compare at equal bits, and on weights that no rival has rounded before.
-
-# %% [markdown]
+#
 # ## 6. A QLoRA layer
 #
 # Codes are whole numbers: they have no gradient, and can't be trained. In a QLoRA layer nobody tries. Each forward pass dequantises the weight, multiplies, forgets the weight, and adds the LoRA path of chapter 02: y = x Ŵᵀ + (α/r) · x Aᵀ Bᵀ. Gradients pass *through* Ŵ, to the layers below; they stay only in A and B.
@@ -483,22 +495,7 @@ check.qlora_layer(QLoRALinear)
 # %% [markdown] help="qlora_layer"
 
 # %% [markdown]
-# One step on the real layer: what is held, and what learns?
-
-# %%
-torch.manual_seed(0)
-A, B = torch.randn(8, weight.shape[1]) / 40, torch.zeros(weight.shape[0], 8)
-layer = QLoRALinear(*quantize(row, table, 64), table, 64, tuple(weight.shape), A, B, alpha=16)
-layer(torch.randn(4, weight.shape[1])).square().mean().backward()
-for name, tensor in [*layer.named_buffers(), *layer.named_parameters()]:
-    grad = "none" if tensor.grad is None else f"norm {tensor.grad.norm():.3f}"
-    print(f"{name:7}{tensor.nbytes:9,} bytes  requires_grad {tensor.requires_grad!s:5}  "
-          f"gradient {grad}")
-
-# %% [markdown]
-# (Your codes take a byte each; bitsandbytes packs two into one. A's gradient is 0 because B starts at 0: chapter 02.)
-#
-# The last choice is the dtype in which the dequantised weight is multiplied, `bnb_4bit_compute_dtype`. Here is what the layer really gets in this model, for the first word of a text. Guess its largest output.
+# The last choice is the dtype in which the dequantised weight is multiplied, `bnb_4bit_compute_dtype`. Below, the layer gets what it really gets in this model, for a short text. Guess its largest output.
 
 # %%
 my_largest = None
@@ -511,8 +508,6 @@ hook.remove()
 x = seen[0].cpu()
 ours = dequantize(*quantize(row, table, 64), table, 64).reshape(weight.shape)
 predictions.compare("largest output", my_largest, (x @ ours.T).abs().max().item())
-
-# %%
 for factor in (1, 4):
     right = factor * (x @ ours.T)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
@@ -521,11 +516,10 @@ for factor in (1, 4):
               f"{given.abs().max():7,.0f}, error {relative_error(right, given):.5f}")
 
 # %% [markdown]
-# fp16 is the more precise of the two, while it lasts: its largest number is 65,504, and this layer comes within a factor of three of it. Four times the input, and an output is infinite; after that every number is `nan`. bf16 has fp32's range with fewer digits, and its error is far below NF4's. So: bf16 where the GPU has it, fp16 where not, fp32 on a CPU.
+# fp16 is the more precise of the two 16-bit types, while it lasts: its largest number is 65,504, and this layer comes within a factor of three of it, at the first token of any text. Four times the input, and an output is infinite; one step on, `nan`. bf16 has fp32's range with fewer digits, and its error is far below NF4's. So: bf16 where the GPU has it, fp16 where not, fp32 on a CPU.
 #
 # > **In short.** Dequantise, multiply, forget; add the adapter. The base is a constant that gradients pass through. Choose the compute dtype for its range first.
-
-# %% [markdown]
+#
 # ## 7. Self-check questions
 
 # %%
@@ -542,7 +536,7 @@ quiz.show("04")
 #
 # The chapter's figure is the one in section 5, of sixteen levels under the weights of a real layer.
 #
-# **Limitations.** One small model, rounded once before, and one text for the loss. Formats with two constants a block, or fitted to data (GPTQ, AWQ), are another comparison: they have lower errors than any of these three, for more bits or more work.
+# **Limitations.** One small model, rounded once before, and one text for the loss. Formats with two constants a block, such as Q4_1, or fitted to data (GPTQ, AWQ) are another comparison, at other bits and with more work.
 #
 # **Links**
 #

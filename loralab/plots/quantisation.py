@@ -78,7 +78,7 @@ def levels_over_weights(
     lower.text(1.1, len(levels) - 0.3, "error", va="center", fontsize=9)
     lower.set_yticks(range(len(levels)), [f"{scheme}, {len(places.unique())} levels"
                                           for scheme, places in reversed(levels.items())])
-    lower.set(xlabel="weight, divided by the absmax of its block of 64",
+    lower.set(xlabel="weight, divided by the absmax of its block",
               ylim=(-0.6, len(levels) - 0.1), xlim=(-1.06, 1.06))  # fmt: skip
     for axes in (upper, lower):
         axes.grid(False)
