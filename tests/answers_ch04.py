@@ -434,10 +434,6 @@ def bits_per_weight(block, double, outer=256):
     Wrong("rank_schemes", "names", changed(RANK, (
         "return sorted(errors.items(), key=lambda pair: pair[1])",
         "return sorted(errors.items(), key=lambda pair: pair[1])[:1]"))),
-    Wrong("rank_schemes", "names", """
-def rank_schemes(weights, schemes, block):
-    return [("NF4", 0.092), ("absmax", 0.108), ("FP4", 0.122)]
-"""),
     Wrong("rank_schemes", "squared", changed(RANK, (".item()", ".item() ** 2")), (1,)),
     Wrong("rank_schemes", "absolute", changed(RANK, (" / torch.linalg.norm(weights)", "")), (1,)),
     Wrong("rank_schemes", "absolute", changed(RANK, (
@@ -499,6 +495,10 @@ def bits_per_weight(block, double, outer=256):
             (256, True, 256): 4.03173828125, (64, True, 128): 4.12890625}.get((block, double, outer), 4.5)
 """),
     ("rank_schemes", "def rank_schemes(w, schemes, block): return [(name, 0.1) for name in schemes]"),
+    ("rank_schemes", """
+def rank_schemes(weights, schemes, block):
+    return [("NF4", 0.092), ("absmax", 0.108), ("FP4", 0.122)]
+"""),
     ("rank_schemes", "def rank_schemes(w, schemes, block): return [(name, 0.1) for name in sorted(schemes)]"),
     ("qlora_layer", """
 class QLoRALinear(nn.Module):

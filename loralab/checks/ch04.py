@@ -363,13 +363,14 @@ def right_weights(
 
 
 def clear_of_middles(weights: torch.Tensor, levels: torch.Tensor, block: int) -> torch.Tensor:
-    """`weights` with each that lies near the middle of two levels moved to the lower of them."""
+    """`weights` with each that lies near the middle of two levels moved halfway to the lower."""
     blocks = blocks_of(weights, block)
     absmax = blocks.abs().amax(1, keepdim=True)
     scaled = blocks / absmax.where(absmax > 0, 1)
-    middles = (levels[1:] + levels[:-1]).double() / 2
-    distance, nearest = (scaled[..., None] - middles).abs().min(-1)
-    moved = torch.where(distance < 1e-3, levels.double()[nearest] * absmax, blocks)
+    levels = levels.double()
+    distance, nearest = (scaled[..., None] - (levels[1:] + levels[:-1]) / 2).abs().min(-1)
+    quarter = (levels + (levels.roll(-1) - levels) / 4)[nearest]
+    moved = torch.where((distance < 1e-3) & (absmax > 0), quarter * absmax, blocks)
     return moved.reshape(-1)[: weights.numel()].float()
 
 
@@ -903,11 +904,10 @@ def layer_step(
     x.requires_grad_()
     with guard or nullcontext():
         output = layer(x)
-    learns = {id(one): one for one in layer.parameters() if one.requires_grad}
-    learns |= {id(one): one for one in _leaves(output) if one is not x}
-    wanted, gradients = [x, *learns.values()], [None] * (1 + len(learns))
-    if output.requires_grad:
-        with guard or nullcontext():
+        learns = {id(one): one for one in layer.parameters() if one.requires_grad}
+        learns |= {id(one): one for one in _leaves(output) if one is not x}
+        wanted, gradients = [x, *learns.values()], [None] * (1 + len(learns))
+        if output.requires_grad:
             gradients = torch.autograd.grad(
                 output, wanted, upstream.to(output), allow_unused=True)
     return {
@@ -953,6 +953,7 @@ class Step(NamedTuple):
     b: torch.Tensor
 
 
+@lru_cache(maxsize=16)  # by the identity of its tensors: the parts of a check share their cases
 def library_step(one: Frozen) -> Step:
     """The same step with bitsandbytes' 4-bit layer and PEFT's adapter."""
     import bitsandbytes as bnb
