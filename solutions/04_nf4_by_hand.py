@@ -57,7 +57,7 @@ LOSSES = "recorded"  # "here" rounds the whole model again (minutes)
 #
 # Four bits tell 16 numbers apart. The plainest choice is whole numbers from −7 to 7, times a scale: the largest magnitude, **absmax**, becomes ±7, and every other weight goes to the nearest whole number. To read a weight, take code / 7 × absmax.
 #
-# Take a real layer, with one scale for all its weights. What share of them will get the code 0, and so come back as nothing? Guess, then run the cell.
+# Give a real layer one scale for all its weights. What share of them will get the code 0, and come back as nothing? Guess, then run the cell.
 
 # %%
 my_zeros = None  # per cent
@@ -71,7 +71,7 @@ zeros = 100 * (codes == 0).float().mean().item()
 predictions.compare("weights with the code 0", my_zeros, zeros, "per cent")
 
 # %% [markdown]
-# One weight is many standard deviations large, and it sets the step for 884,736. Nearly all of the others are closer to 0 than to one step. So the weights are cut into **blocks** of neighbours, and each block has an absmax of its own: an outlier then spoils its own block only.
+# One weight is 30 standard deviations large, and sets the step for 884,736: nearly all are closer to 0 than to one step. So weights are cut into **blocks** of neighbours, each with an absmax of its own. An outlier then spoils its own block only.
 #
 # ### Exercise 4.1 — write `absmax_quantize`
 #
@@ -120,7 +120,7 @@ for block in (len(row), BLOCK):
 #
 # ## 2. Sixteen levels
 #
-# Within a block, weights look much like draws from a normal distribution: many near zero, few at the ends. Equal steps give every stretch as many codes. The two outermost codes on each side are 4 of 15. What share of normal weights will use these four?
+# Weights look much like draws from a normal distribution: many near zero, few at the ends. Equal steps give every stretch as many codes. The two outermost codes on each side are 4 of 15. What share of normal weights will use these four?
 
 # %%
 my_outer = None  # per cent
@@ -133,7 +133,7 @@ predictions.compare("weights with a code of ±6 or ±7", my_outer, outer, "per c
 print(f"of these, the absmax of each block itself: {100 / 64:.1f} per cent")
 
 # %% [markdown]
-# A quarter of the codes for a small part of the weights. Better to put levels where weights are. The QLoRA paper (section 3, equation 4) puts them at quantiles: with Q the quantile function of the normal distribution,
+# A quarter of the codes for a twentieth of the weights. Better to put levels where weights are. The QLoRA paper (section 3, equation 4) puts them at quantiles: with Q the quantile function of the normal distribution,
 #
 # qᵢ = ½ (Q(i/17) + Q((i+1)/17)), divided by the largest magnitude.
 #
@@ -147,10 +147,10 @@ table = bnb.get_4bit_type("nf4", device="cpu")  # what bitsandbytes uses
 print("bitsandbytes:", " ".join(f"{level:.3f}" for level in table.tolist()))
 
 # %% [markdown]
-# Equation 4 gives 17 numbers, of which two are infinite. The paper goes on in words: zero has to be a level, so take quantiles for each side apart and drop one of the two zeros. What makes its table are these details:
+# The ends are infinite, and 15 numbers are left. The paper goes on in words: zero has to be a level, so take the quantiles of each side apart and drop one of the two zeros. These details give its table:
 #
 # - Zero is one level, and 15 are left: **8 above it, 7 below**.
-# - Both sides begin at the same probability, the **offset** 1 − ½(1/32 + 1/30): half a step of 1/16 short of 1, and half a step of 1/15, averaged.
+# - Both sides begin at the same probability, the **offset** 1 − ½(1/32 + 1/30): short of 1 by half a step of 1/16 and half a step of 1/15, averaged.
 # - Above, the probabilities go from the offset to ½ (which is zero) in 8 equal steps, and each but the last, ½, gives a level. Below it is the same in 7 steps, with the sign turned.
 # - All is divided by Q(offset), so that the ends are −1 and 1.
 #
@@ -158,7 +158,7 @@ print("bitsandbytes:", " ".join(f"{level:.3f}" for level in table.tolist()))
 #
 # > Difficulty 3/5 · about 12 minutes · 3 points
 #
-# Write it for any number of bits: 16 becomes 2^bits, 8 half of that, and 32 and 30 become 2·2^bits and 2·2^bits − 2.
+# Write it for any number of bits, with n = 2 ** bits levels: 8 becomes n/2, and 32 and 30 become 2n and 2n − 2.
 
 # %% exercise="nf_levels"
 def nf_levels(bits: int) -> list[float]:
@@ -249,7 +249,7 @@ print(f"weights that came back differ by {(back - bnb.dequantize_4bit(packed, st
 print(f"error of the layer: {relative_error(weight, back):.2%}")
 
 # %% [markdown]
-# *And a weight exactly in the middle of two levels?* On the CPU bitsandbytes takes the lower one. Which one it is depends on the last digit of a division (bitsandbytes multiplies by 1/absmax), and in this layer no weight comes so near.
+# *And a weight exactly in the middle of two levels?* On the CPU bitsandbytes takes the lower one. What counts as exact depends on the last digit of a division (it multiplies by 1/absmax), and in this layer that decided no code.
 #
 # Which codes are in use now? Normal weights again, in equal steps and in NF4:
 
@@ -263,16 +263,16 @@ plots.code_usage(shares, tables)
 plt.show()
 
 # %% [markdown]
-# *Alt text: bars of the share of weights with each code, beside a line at 1/16. Equal steps: a bell, 16 per cent at zero and about 1 at the ends. NF4: nearly level in the middle, and lower towards the ends.*
+# *Alt text: bars of the share of weights with each code, beside a line at 1/16. Equal steps: a bell, 15 per cent at zero and 1 at the ends. NF4: a flatter hill, 9 in the middle and 2 at the ends.*
 #
-# NF4 uses its codes more evenly, not quite evenly: a block's absmax is larger than the offset supposes, so the ends get less than a sixteenth.
+# NF4 uses its codes more evenly, yet not evenly. Its offset puts absmax at 1.85 standard deviations; of 64 normal weights the largest is at 2.6 on average.
 #
 # > **In short.** Quantising is: divide by the block's absmax, take the nearest level. Dequantising looks the level up and multiplies. Nothing else happens in bitsandbytes.
 
 # %% [markdown]
 # ## 4. Block size and bits
 #
-# Smaller blocks mean smaller errors, and more constants. Here are three kinds of weights: normal ones, the same with one in a thousand made 20 times larger, and the layer.
+# Three kinds of weights: normal ones, the same with one in a thousand made 20 times larger, and the layer.
 
 # %%
 outliers = normal.clone()
@@ -315,7 +315,7 @@ check.bits_per_weight(bits_per_weight)
 # %% [markdown] help="bits_per_weight"
 
 # %% [markdown]
-# What does it cost to round the constants as well? The layer's error is in the last cell of section 3. By how many per cent will double quantisation raise it?
+# What does it cost to round the constants as well? By how many per cent will double quantisation raise the layer's error?
 
 # %%
 my_rise = None  # per cent of the error
@@ -328,12 +328,12 @@ for name, double, error in (("fp32 constants", False, plain), ("8-bit constants"
 predictions.compare("rise of the error", my_rise, 100 * (both / plain - 1), "per cent")
 
 # %% [markdown]
-# Almost nothing. Constants are all positive, so bitsandbytes subtracts their mean first (the one offset), and 8 bits are fine enough for what is left.
+# Almost nothing. Constants are all positive, so bitsandbytes subtracts their mean first (its one offset), and 8 bits are fine enough for the rest.
 #
-# Who wants to know how large a model is asks `get_memory_footprint()`. A small Llama, quantised both ways. Will the two numbers differ?
+# How large is a model? transformers has `get_memory_footprint()`. Take a small Llama, quantised both ways. How much smaller will the footprint be with double quantisation?
 
 # %%
-my_gap = None  # kB that double quantisation saves, by the footprint
+my_gap = None  # kB
 
 config = LlamaConfig(vocab_size=2000, hidden_size=576, intermediate_size=1536,
                      num_hidden_layers=2, num_attention_heads=9, num_key_value_heads=3)
@@ -347,7 +347,7 @@ for double in (False, True):
 predictions.compare("saved, by the footprint", my_gap, (sizes[False] - sizes[True]) / 1e3, "kB")
 
 # %% [markdown]
-# The footprint adds up parameters and buffers. The constants are neither: they hang on the weight as its `quant_state`. So it says the same for both, and too little for either.
+# The footprint adds up parameters and buffers. Constants are neither: they hang on the weight as its `quant_state`. So it says the same for both, and too little for either.
 #
 # > **In short.** 4 + 32/64 = 4.5 bits a weight; with double quantisation 4 + 8/64 + 32/(64·256) ≈ 4.127. Blocks of 64 keep outliers apart at a price that double quantisation cuts to a quarter.
 #
@@ -396,7 +396,7 @@ check.rank_schemes(rank_schemes)
 # %% [markdown] help="rank_schemes"
 
 # %% [markdown]
-# Now three kinds of weights: normal ones as a control, three layers of the model, and a linear layer fresh from torch. On the fresh one, how large will NF4's error be beside absmax's?
+# Now normal weights as a control, three layers of the model, and a linear layer fresh from torch. On the fresh one, how large will NF4's error be beside absmax's?
 
 # %%
 my_fresh = None  # NF4's error / absmax's error, on the fresh layer
@@ -413,9 +413,9 @@ last = dict(ranking)
 predictions.compare("NF4 over absmax, fresh layer", my_fresh, last["NF4"] / last["absmax"], "times")
 
 # %% [markdown]
-# A fresh layer is *uniform*, so equal steps fit it best. NF4 is not better as such; it fits weights that look normal, and trained ones do.
+# A fresh layer is *uniform*, so equal steps fit it best. NF4 fits weights that look normal, and trained ones do.
 #
-# *Is this model a fair judge?* It needs a look. Its weights came to us in llama.cpp's Q4_1: 16 equal steps from the smallest to the largest of every 32 weights. They were rounded to 4 bits once before. Round them in the same grid again:
+# *Is this model a fair judge?* Its weights were rounded to 4 bits once before: they came in llama.cpp's Q4_1, 16 values equally far apart from the smallest to the largest of every 32 weights. Round them in that grid again:
 
 # %%
 for name, weights in (("normal", normal), (LAYER, weight)):
@@ -423,7 +423,7 @@ for name, weights in (("normal", normal), (LAYER, weight)):
     print(f"{name:32} Q4_1's own grid: {relative_error(weights, again):.4f}")
 
 # %% [markdown]
-# Nearly no error on the layer, and the usual one on normal weights: the first number says nothing about the scheme. That is why it is no rival here. Symmetric absmax, FP4 and NF4 have other grids, and the control, which was never rounded, ranks them as the layers do. (Q4_1 keeps two 16-bit constants for 32 weights: 5 bits a weight.)
+# Nearly no error on the layer, and a usual one on normal weights: on this model, the scheme would win by descent. So it is no rival here (and takes 5 bits a weight: two 16-bit constants for 32 weights). Absmax, FP4 and NF4 have other grids, and the control, which was never rounded, ranks them as the layers do.
 
 # %%
 scaled = (nn.functional.pad(row, (0, -len(row) % BLOCK)).reshape(-1, BLOCK))
@@ -450,13 +450,13 @@ ratio = found["added"]["absmax"][0] / found["added"]["NF4"][0]
 predictions.compare("absmax over NF4", my_ratio, ratio, "times")
 
 # %% [markdown]
-# (Measured on a text written for this course, and recorded; ± is a 95 % interval over its tokens.) Absmax's weights are a quarter further off than NF4's, and its loss rises more than twice as much. FP4 has the *largest* error of the weights and not the largest rise: the two intervals overlap. Errors of weights rank formats roughly; the loss has the last word.
+# (Recorded, on a text written for this course; ± is a 95 % interval over its tokens.) Absmax's weights are a quarter further off than NF4's, and its loss rises more than twice as much. FP4 has the *largest* error of the weights and not the largest rise: the two intervals overlap. Errors of weights rank formats roughly; the loss has the last word.
 #
 # > **In short.** On weights that look normal NF4 has the smallest error and costs the least loss; on uniform ones equal steps win. Compare at equal bits, and on weights that no rival has rounded before.
 #
 # ## 6. A QLoRA layer
 #
-# Codes are whole numbers: they have no gradient, and can't be trained. In a QLoRA layer nobody tries. Each forward pass dequantises the weight, multiplies, forgets the weight, and adds the LoRA path of chapter 02: y = x Ŵᵀ + (α/r) · x Aᵀ Bᵀ. Gradients pass *through* Ŵ, to the layers below; they stay only in A and B.
+# Codes are whole numbers: they have no gradient. A QLoRA layer leaves them alone. Each forward pass dequantises the weight, multiplies, forgets the weight, and adds the LoRA path of chapter 02: y = x Ŵᵀ + (α/r) · x Aᵀ Bᵀ. Gradients pass *through* Ŵ, to the layers below; they stay only in A and B.
 #
 # ### Exercise 4.6 — write `QLoRALinear`
 #
@@ -516,7 +516,7 @@ for factor in (1, 4):
               f"{given.abs().max():7,.0f}, error {relative_error(right, given):.5f}")
 
 # %% [markdown]
-# fp16 is the more precise of the two 16-bit types, while it lasts: its largest number is 65,504, and this layer comes within a factor of three of it, at the first token of any text. Four times the input, and an output is infinite; one step on, `nan`. bf16 has fp32's range with fewer digits, and its error is far below NF4's. So: bf16 where the GPU has it, fp16 where not, fp32 on a CPU.
+# fp16 is the more precise of the two 16-bit types, while it lasts: its largest number is 65,504, and this layer comes within a factor of three of it, always at the first token. Four times the input, and an output is infinite; soon all is `nan`. bf16 has fp32's range with fewer digits, and its error is far below NF4's. So: bf16 where the GPU has it, fp16 where not, fp32 on a CPU.
 #
 # > **In short.** Dequantise, multiply, forget; add the adapter. The base is a constant that gradients pass through. Choose the compute dtype for its range first.
 #

@@ -892,22 +892,24 @@ def batch_of(shape: Sequence[int], seed: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 def layer_step(
-    layer: Any, shape: Sequence[int], seed: int, guard: AbstractContextManager | None = None
-) -> dict[str, Any]:
+    layer: Any, shape: Sequence[int], seed: int,
+    guard: Callable[[], AbstractContextManager] = nullcontext,
+) -> dict[str, Any]:  # fmt: skip
     """One forward and one backward pass of a student's layer, as data.
 
     "output"; "x": the gradient of the input; "learns": shape and gradient of everything that
     requires one; "kept": numbers in each floating tensor that the layer holds afterwards. Runs
-    where the layer is. `guard` holds while the layer's own code runs.
+    where the layer is. What `guard()` gives holds while the layer's own code runs.
     """
     x, upstream = batch_of(shape, seed)
     x.requires_grad_()
-    with guard or nullcontext():
+    with guard():
         output = layer(x)
-        learns = {id(one): one for one in layer.parameters() if one.requires_grad}
-        learns |= {id(one): one for one in _leaves(output) if one is not x}
-        wanted, gradients = [x, *learns.values()], [None] * (1 + len(learns))
-        if output.requires_grad:
+    learns = {id(one): one for one in layer.parameters() if one.requires_grad}
+    learns |= {id(one): one for one in _leaves(output) if one is not x}
+    wanted, gradients = [x, *learns.values()], [None] * (1 + len(learns))
+    if output.requires_grad:
+        with guard():
             gradients = torch.autograd.grad(
                 output, wanted, upstream.to(output), allow_unused=True)
     return {
