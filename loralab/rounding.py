@@ -31,8 +31,8 @@ def rounded(weight: torch.Tensor, scheme: str, block: int = 64) -> torch.Tensor:
 
     "NF4" and "FP4" are bitsandbytes' (block: 32, 64 … 4096). "absmax" is symmetric: whole numbers
     from -7 to 7 times the block's largest magnitude / 7. "min-max" is asymmetric: 16 values equally
-    far apart, from the block's smallest to its largest weight, as in llama.cpp's Q4_1. For the last two the
-    weights have to fill their blocks.
+    far apart, from the block's smallest to its largest weight, as in llama.cpp's Q4_1. For these
+    two the weights have to fill their blocks. Raises ValueError for any other scheme.
     """
     if scheme in ("NF4", "FP4"):
         import bitsandbytes.functional as bnb

@@ -54,7 +54,8 @@ def absmax_quantize(w, size):
 def absmax_quantize(weights, block):
     parts = weights.split(block)
     absmax = torch.stack([part.abs().max() for part in parts])
-    return torch.cat([(part / a.clamp(min=1e-12) * 7).round() for part, a in zip(parts, absmax)]), absmax
+    codes = [(part / a.clamp(min=1e-12) * 7).round() for part, a in zip(parts, absmax)]
+    return torch.cat(codes), absmax
 """,
     ],
     "nf_levels": [
@@ -133,7 +134,8 @@ def rank_schemes(weights, schemes, block):
     for name in schemes:
         codes, absmax = quantize(weights, schemes[name], block)
         off = (weights - dequantize(codes, absmax, schemes[name], block)).double().numpy()
-        found.append((float(np.sqrt((off ** 2).sum() / (weights.double().numpy() ** 2).sum())), name))
+        all_of_it = (weights.double().numpy() ** 2).sum()
+        found.append((float(np.sqrt((off ** 2).sum() / all_of_it)), name))
     found.sort()
     return [[name, error] for error, name in found]
 """,
@@ -318,7 +320,7 @@ def absmax_quantize(weights, block):
     Wrong("absmax_quantize", "length", changed(ABSMAX, (".reshape(-1)[:n]", ".reshape(-1)")),
           (1.5, 2)),
     Wrong("absmax_quantize", "columns", changed(ABSMAX, (
-        "blocks = " + WHOLE, "blocks = nn.functional.pad(weights, (0, -n % block)).reshape(block, -1).T"))),
+        WHOLE, "nn.functional.pad(weights, (0, -n % block)).reshape(block, -1).T"))),
     Wrong("absmax_quantize", "columns", changed(ABSMAX, (
         "absmax = blocks.abs().amax(1)", "absmax = blocks.abs().amax(0)"),
         ("[:, None]", "[None]")), also=("length",)),
@@ -464,7 +466,8 @@ def bits_per_weight(block, double, outer=256):
           (3,)),
     Wrong("qlora_layer", "scale", changed(LAYER, ("alpha / A.shape[0]", "alpha"))),
     Wrong("qlora_layer", "scale", changed(LAYER, ("alpha / A.shape[0]", "1"))),
-    Wrong("qlora_layer", "scale", changed(LAYER, ("alpha / A.shape[0]", "alpha / A.shape[0] ** 0.5"))),
+    Wrong("qlora_layer", "scale", changed(LAYER, (
+        "alpha / A.shape[0]", "alpha / A.shape[0] ** 0.5"))),
     Wrong("qlora_layer", "adapter", changed(LAYER, (
         " + self.scale * (x @ self.A.T @ self.B.T)", ""))),
     Wrong("qlora_layer", "adapter", changed(LAYER, ("x @ weight.T + ", ""))),
@@ -474,10 +477,15 @@ def bits_per_weight(block, double, outer=256):
 
 # --- cheats ---------------------------------------------------------------------------------------
 
-TABLE = "[-1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0, " \
-        "0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0]"
+TABLE = (
+    "[-1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0, "
+    "0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0]"
+)
+COPIED = f"levels, block):\n    levels = torch.tensor({TABLE})"
 CHEATS = [
-    ("absmax_quantize", "def absmax_quantize(w, b): return torch.zeros(len(w)), torch.ones(-(-len(w) // b))"),
+    ("absmax_quantize", """
+def absmax_quantize(w, b): return torch.zeros(len(w)), torch.ones(-(-len(w) // b))
+"""),
     ("absmax_quantize", changed(ABSMAX, ("weights, block):", "weights, block):\n    block = 64"))),
     ("nf_levels", f"def nf_levels(bits): return {TABLE}"),
     ("nf_levels", "def nf_levels(bits): return [0.0] * 2 ** bits"),
@@ -485,21 +493,21 @@ CHEATS = [
 def quantize(w, levels, b): return torch.zeros(len(w)), torch.zeros(-(-len(w) // b))
 def dequantize(codes, absmax, levels, b): return torch.zeros(len(codes))
 """),
-    ("quantize", changed(QUANTIZE, ("weights, levels, block):", f"weights, levels, block):\n    levels = torch.tensor({TABLE})"),
-                         ("absmax, levels, block):", f"absmax, levels, block):\n    levels = torch.tensor({TABLE})"))),
+    ("quantize", changed(QUANTIZE, ("levels, block):", COPIED))),
     ("bits_per_weight", "def bits_per_weight(*given): return 4.5"),
     ("bits_per_weight", "def bits_per_weight(*given): return 4.126953125"),
     ("bits_per_weight", """
 def bits_per_weight(block, double, outer=256):
-    return {(64, False, 256): 4.5, (128, False, 256): 4.25, (64, True, 256): 4.126953125,
-            (256, True, 256): 4.03173828125, (64, True, 128): 4.12890625}.get((block, double, outer), 4.5)
+    known = {(64, False, 256): 4.5, (128, False, 256): 4.25, (64, True, 256): 4.126953125,
+             (256, True, 256): 4.03173828125, (64, True, 128): 4.12890625}
+    return known.get((block, double, outer), 4.5)
 """),
-    ("rank_schemes", "def rank_schemes(w, schemes, block): return [(name, 0.1) for name in schemes]"),
+    ("rank_schemes", "rank_schemes = lambda w, schemes, block: [(one, 0.1) for one in schemes]"),
     ("rank_schemes", """
 def rank_schemes(weights, schemes, block):
     return [("NF4", 0.092), ("absmax", 0.108), ("FP4", 0.122)]
 """),
-    ("rank_schemes", "def rank_schemes(w, schemes, block): return [(name, 0.1) for name in sorted(schemes)]"),
+    ("rank_schemes", "rank_schemes = lambda w, all, block: [(one, 0.1) for one in sorted(all)]"),
     ("qlora_layer", """
 class QLoRALinear(nn.Module):
     def __init__(self, codes, absmax, levels, block, shape, A, B, alpha):
@@ -508,5 +516,9 @@ class QLoRALinear(nn.Module):
     def forward(self, x):
         return torch.zeros(*x.shape[:-1], self.shape[0]) + 0 * (x @ self.A.T @ self.B.T)
 """),
-    ("qlora_layer", "class QLoRALinear(nn.Linear):\n    def __init__(self, codes, absmax, levels, block, shape, *more):\n        super().__init__(shape[1], shape[0])"),
+    ("qlora_layer", """
+class QLoRALinear(nn.Linear):
+    def __init__(self, codes, absmax, levels, block, shape, *more):
+        super().__init__(shape[1], shape[0])
+"""),
 ]  # fmt: skip
