@@ -98,12 +98,13 @@ def measured_losses(text: str) -> dict[str, Any]:
 
 
 def losses(how: str = "recorded") -> dict[str, Any]:
-    """`measured_losses` of the recorded text: "recorded", or measured "here"."""
+    """`measured_losses` of the recorded text, "recorded" or measured "here", with its "source"."""
     recorded = json.loads(RECORDED.read_text("utf-8"))
     if how == "recorded":
-        return recorded["found"]
+        versions = ", ".join(f"{name} {one}" for name, one in recorded["versions"].items())
+        return {**recorded["found"], "source": f"recorded ({recorded['machine']}; {versions})"}
     if how == "here":
-        return measured_losses(recorded["text"])
+        return {**measured_losses(recorded["text"]), "source": "measured here"}
     raise ValueError(f'losses are "recorded", or measured "here"; not {how!r}')
 
 

@@ -13,7 +13,7 @@
 # %% [markdown]
 # # NF4 by hand
 #
-# By the end you will have shown that QLoRA's 4-bit format can be built from the normal distribution in a few lines, that your codes for a layer of a real model are bitsandbytes' codes, all of them, and when the format beats its rivals, and when not.
+# By the end you will have shown that QLoRA's 4-bit format is a few lines of arithmetic: your codes for a layer of a real model are bitsandbytes' codes, all of them. And you will have measured when the format beats its rivals, and when not.
 #
 # You will be able to:
 #
@@ -75,7 +75,7 @@ predictions.compare("weights with the code 0", my_zeros, zeros, "per cent")
 #
 # ### Exercise 4.1 — write `absmax_quantize`
 #
-# > Difficulty 2/5 · about 8 minutes · 3 points
+# > Difficulty 2/5 · about 7 minutes · 3 points
 
 # %% exercise="absmax_quantize"
 def absmax_quantize(weights: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -156,7 +156,7 @@ print("bitsandbytes:", " ".join(f"{level:.3f}" for level in table.tolist()))
 #
 # ### Exercise 4.2 — write `nf_levels`
 #
-# > Difficulty 3/5 · about 12 minutes · 3 points
+# > Difficulty 3/5 · about 10 minutes · 3 points
 #
 # Write it for any number of bits, with n = 2 ** bits levels: 8 becomes n/2, and 32 and 30 become 2n and 2n − 2.
 
@@ -191,7 +191,7 @@ check.nf_levels(nf_levels)
 #
 # ### Exercise 4.3 — write `quantize` and `dequantize`
 #
-# > Difficulty 3/5 · about 12 minutes · 5 points
+# > Difficulty 3/5 · about 10 minutes · 5 points
 #
 # As in exercise 4.1, but with any list of levels. The code is now a *place* in that list, from 0 to 15.
 
@@ -267,7 +267,7 @@ plt.show()
 #
 # NF4 uses its codes more evenly, yet not evenly. Its offset puts absmax at 1.85 standard deviations; of 64 normal weights the largest is at 2.6 on average.
 #
-# > **In short.** Quantising is: divide by the block's absmax, take the nearest level. Dequantising looks the level up and multiplies. Nothing else happens in bitsandbytes.
+# > **In short.** Quantising divides by the block's absmax and takes the nearest level. Dequantising looks the level up and multiplies. bitsandbytes does nothing else.
 
 # %% [markdown]
 # ## 4. Block size and bits
@@ -293,7 +293,7 @@ plt.show()
 #
 # ### Exercise 4.4 — write `bits_per_weight`
 #
-# > Difficulty 2/5 · about 6 minutes · 3 points
+# > Difficulty 2/5 · about 5 minutes · 3 points
 
 # %% exercise="bits_per_weight"
 def bits_per_weight(block: int, double: bool, constant_block: int = 256) -> float:
@@ -369,7 +369,7 @@ for name, levels in schemes.items():
 #
 # ### Exercise 4.5 — write `rank_schemes`
 #
-# > Difficulty 2/5 · about 6 minutes · 2 points
+# > Difficulty 2/5 · about 5 minutes · 2 points
 #
 # Which is best, for given weights? Use your `quantize` and `dequantize`.
 
@@ -443,14 +443,14 @@ plt.show()
 my_ratio = None  # loss added by absmax / loss added by NF4
 
 found = rounding.losses(LOSSES)
-print(f"{found['tokens']} tokens, loss of the model as it is: {found['loss']:.3f} nats a token")
+print(f"{found['source']}: {found['tokens']} tokens, {found['loss']:.3f} nats each as it is")
 for name, (more, half) in found["added"].items():
     print(f"{name:7} adds {more:.3f} ± {half:.3f}")
 ratio = found["added"]["absmax"][0] / found["added"]["NF4"][0]
 predictions.compare("absmax over NF4", my_ratio, ratio, "times")
 
 # %% [markdown]
-# (Recorded, on a text written for this course; ± is a 95 % interval over its tokens.) Absmax's weights are a quarter further off than NF4's, and its loss rises more than twice as much. FP4 has the *largest* error of the weights and not the largest rise: the two intervals overlap. Errors of weights rank formats roughly; the loss has the last word.
+# (On a text written for this course; ± is a 95 % interval over its tokens.) Absmax's weights are a quarter further off than NF4's, and its loss rises more than twice as much. FP4 has the *largest* error of the weights and not the largest rise: the two intervals overlap. Errors of weights rank formats roughly; the loss has the last word.
 #
 # > **In short.** On weights that look normal NF4 has the smallest error and costs the least loss; on uniform ones equal steps win. Compare at equal bits, and on weights that no rival has rounded before.
 #
@@ -460,7 +460,7 @@ predictions.compare("absmax over NF4", my_ratio, ratio, "times")
 #
 # ### Exercise 4.6 — write `QLoRALinear`
 #
-# > Difficulty 4/5 · about 14 minutes · 4 points
+# > Difficulty 4/5 · about 12 minutes · 4 points
 
 # %% exercise="qlora_layer"
 class QLoRALinear(nn.Module):
