@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from loralab import memory
@@ -44,3 +45,12 @@ def keep_weights_intact(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def unpacked(packed: torch.Tensor, n: int) -> torch.Tensor:
+    """The first `n` codes (uint8, 0 to 15) of bitsandbytes' bytes.
+
+    Two share a byte; the first of them is its upper half.
+    """
+    row = packed.reshape(-1).view(torch.uint8)
+    return torch.stack([row >> 4, row & 15], dim=1).reshape(-1)[:n]

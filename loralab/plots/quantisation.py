@@ -1,0 +1,87 @@
+"""Figures of 4-bit formats: which codes are used, what blocks cost, levels over weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.figure import Figure
+
+from loralab.plots.style import BLACK, BLUE, GREY, ORANGE, SKY, VERMILION
+
+SCHEME_COLOURS = {"NF4": BLUE, "FP4": ORANGE, "absmax": VERMILION}
+
+
+def code_usage(shares: Mapping[str, torch.Tensor], levels: Mapping[str, torch.Tensor]) -> Figure:
+    """The share of weights (per cent) that each level gets, one panel for each format.
+
+    shares, levels: name -> (levels,) tensor, shares as fractions that add up to 1.
+    """
+    figure, panels = plt.subplots(1, len(shares), figsize=(8, 3.2), sharey=True, squeeze=False)
+    for axes, (name, share) in zip(panels[0], shares.items(), strict=True):
+        axes.bar(levels[name].tolist(), (100 * share).tolist(), width=0.045,
+                 color=SCHEME_COLOURS[name])  # fmt: skip
+        axes.axhline(100 / 16, color=BLACK, linewidth=1, linestyle="--")
+        axes.set(title=f"{name}: {len(share)} levels", xlabel="level, times the block's absmax",
+                 xlim=(-1.08, 1.08))  # fmt: skip
+    panels[0][0].set_ylabel("weights with this code (%)")
+    panels[0][-1].text(1.07, 100 / 16, "1/16", va="bottom", ha="right", fontsize=9)
+    return figure
+
+
+def error_by_block(errors: Mapping[str, Mapping[int, float]]) -> Figure:
+    """Relative error (per cent) against the block size, log2 axis; name -> {block: fraction}."""
+    figure, axes = plt.subplots(figsize=(8, 3.8))
+    for (name, found), marker in zip(errors.items(), "os^Dv"):
+        axes.plot(list(found), [100 * error for error in found.values()], f"{marker}-", label=name)
+    blocks = sorted({block for found in errors.values() for block in found})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(blocks, [str(block) for block in blocks])
+    axes.minorticks_off()
+    axes.set(xlabel="weights in a block (log2 scale)", ylabel="relative error ‖W − Ŵ‖/‖W‖ (%)",
+             title="NF4: larger blocks, larger errors", ylim=(0, None))  # fmt: skip
+    axes.legend()
+    return figure
+
+
+def levels_over_weights(
+    scaled: torch.Tensor,
+    levels: Mapping[str, torch.Tensor],
+    errors: Mapping[str, float],
+    *,
+    name: str,
+) -> Figure:
+    """Where each format has its levels, under the weights that they stand for.
+
+    scaled: weights (n,) divided by their block's absmax. levels: format -> (levels,) tensor;
+    errors: format -> relative error of these weights, a fraction. name: of the layer.
+    """
+    figure, (upper, lower) = plt.subplots(
+        2, 1, figsize=(8.4, 5.2), sharex=True, height_ratios=[2.3, 1]
+    )
+    _, edges, _ = upper.hist(scaled.numpy(), bins=161, density=True, color=SKY)
+    at_ends = 100 * (scaled.abs() > 1 - (edges[1] - edges[0]) / 2).double().mean().item()
+    upper.annotate(f"absmax itself: {at_ends:.1f} % at ±1", (1, 0.55), (0.98, 1.0), ha="right",
+                   fontsize=9, arrowprops={"arrowstyle": "-", "color": GREY})  # fmt: skip
+    first = next(iter(levels))
+    for level in levels[first].tolist():
+        for axes in (upper, lower):
+            axes.axvline(level, color=SCHEME_COLOURS[first], linewidth=0.7, alpha=0.55, zorder=0.5)
+    upper.set(ylabel="density of weights", title=f"{name}: weights, and the levels for them")
+    for row, (scheme, places) in enumerate(reversed(levels.items())):
+        places = places.unique()
+        lower.plot(places, [row] * len(places), "|", markersize=20, markeredgewidth=2.4,
+                   color=SCHEME_COLOURS[scheme])  # fmt: skip
+        lower.text(1.1, row, f"{100 * errors[scheme]:.1f} %", va="center", fontsize=10,
+                   color=SCHEME_COLOURS[scheme], fontweight="bold")  # fmt: skip
+    lower.text(1.1, len(levels) - 0.3, "error", va="center", fontsize=9)
+    lower.set_yticks(range(len(levels)), [f"{scheme}, {len(places.unique())} levels"
+                                          for scheme, places in reversed(levels.items())])
+    lower.set(xlabel="weight, divided by the absmax of its block",
+              ylim=(-0.6, len(levels) - 0.1), xlim=(-1.06, 1.06))  # fmt: skip
+    for axes in (upper, lower):
+        axes.grid(False)
+    return figure
+
+
