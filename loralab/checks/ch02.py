@@ -1353,10 +1353,9 @@ def agreements(seed: str, steps: float = 16) -> list[Agreement]:
     ):
         found.append(Agreement(said, *_apart(given.to(dtype), share * steps), steps,
                                abs(share) < 1, key))
-    for one in ("y", "z"):
-        pair = {"y": y.clone(), "z": y.clone()}
-        pair[one][2, 3] = math.nan
-        found.append(Agreement(f"NaN in {one}", pair["y"], pair["z"], steps, False, "nan"))
+    broken = y.clone()
+    broken[2, 3] = math.nan
+    found.append(Agreement("NaN in z", y, broken, steps, False, "nan"))
     return found
 
 
