@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 
@@ -35,14 +34,3 @@ def matrix(
     right = torch.linalg.qr(normal(f"{seed} right", n_in, count).double()).Q
     values = torch.tensor(singular_values, dtype=torch.float64)
     return (left * values @ right.T).float()
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch compute on one thread: with small matrices, several wait more than they work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

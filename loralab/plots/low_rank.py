@@ -32,7 +32,7 @@ def error_by_rank(
 
 
 def _errors(axes: Axes, predicted: Mapping[int, float], measured: Mapping[int, float]) -> None:
-    axes.plot(*zip(*sorted(predicted.items())), color=BLACK, linewidth=1.5,
+    axes.plot(*zip(*sorted(predicted.items())), ".-", color=BLACK, linewidth=1.5, markersize=6,
               label="predicted: root of the squared\nsingular values left over")
     axes.plot(*zip(*sorted(measured.items())), "o", color=BLUE, markersize=8,
               label="measured after training")
