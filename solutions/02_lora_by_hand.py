@@ -78,12 +78,12 @@ predictions.compare("times fewer", my_times_fewer, W.numel() / (A.numel() + B.nu
 #
 # Training should begin at the pretrained model, so B A has to be zero at first. One zero matrix is enough:
 #
-# | | at the start | in PEFT |
+# | | shape | starts as |
 # |---|---|---|
-# | A | random | uniform in (−1/√in, 1/√in) |
-# | B | zero | zero |
+# | A | r × in | uniform in (−1/√in, 1/√in) |
+# | B | out × r | zero |
 #
-# PEFT's uniform is `kaiming_uniform_(A, a=√5)`, the same as for a new `nn.Linear`. The paper draws A from a Gaussian; PEFT does so with `init_lora_weights="gaussian"`. Here you write PEFT's default.
+# That is PEFT's default: `kaiming_uniform_(A, a=√5)`, the same as for a new `nn.Linear`. The paper draws A from a Gaussian, and so does PEFT with `init_lora_weights="gaussian"`. Both work; here you write the default.
 #
 # ### Exercise 2.1 — write `init_lora`
 #
@@ -113,7 +113,7 @@ check.init_lora(init_lora)
 # %% [markdown]
 # ## 2. The forward pass
 #
-# *Why α/r, and not a learning rate?* B A is a sum of r terms, one for each column of B and row of A. Dividing by r is meant to keep the sum's size when you change the rank, so that what you tuned at one rank is a start at another (the paper's section 4.1). α is then a constant of your choice: with α = 16, the scale at rank 8 is 2, at rank 16 it is 1.
+# *Why α/r, and not a learning rate?* B A is a sum of r terms, one for each column of B and row of A. Dividing by r is meant to keep the sum's size when you change the rank, so that what you tuned at one rank is a start at another (the paper's section 4.1). α is then a constant of your choice. "α = 2r" is a scale of 2 at any rank; α = 32 at rank 8 is a scale of 4; and PEFT's default is α = 8, whatever the rank.
 #
 # *Must B A be built?* No. x goes through r numbers: first x Aᵀ, then times Bᵀ. That is r · (in + out) multiplications a token instead of in · out.
 #
@@ -163,7 +163,7 @@ for step in range(3):
     A, B = ((one - 0.1 * grad).detach().requires_grad_() for one, grad in zip((A, B), grads))
 
 # %% [markdown]
-# Exactly zero, and only at step 0. *But zero times anything is zero: how does B get out?* Look at what its gradient is made of. The layer sees dL/dy, the gradient of the loss with respect to its output (`grad_y` below). With the chain rule you can pass it back to each matrix by hand, without autograd. W is not among the arguments: neither gradient contains it.
+# Exactly zero, and only at step 0. *But zero times anything is zero: how does B get out?* Look at what its gradient is made of. The layer is handed dL/dy, the gradient of the loss with respect to its output (`grad_y` below). With the chain rule you can pass it back to each matrix by hand, without autograd. W is not among the arguments: neither gradient contains it.
 #
 # ### Exercise 2.3 — write `lora_gradients`
 #
@@ -174,9 +174,8 @@ def lora_gradients(x: torch.Tensor, A: torch.Tensor, B: torch.Tensor, alpha: flo
                    grad_y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients of A (r, in) and of B (out, r), by hand; autograd is off when graded.
 
-    x (..., in) and grad_y (..., out) have the same leading dimensions, one or more; summed over.
-    With all sides 1, x=2, A=5, B=7, alpha=4, r=1 and grad_y=3 they are 168 and 120.
-    Roughly 5 lines.
+    x (..., in) and grad_y (..., out) have the same leading dimensions, one or more. With all
+    sides 1, x=2, A=5, B=7, alpha=4, r=1 and grad_y=3 they are 168 and 120. Roughly 5 lines.
     """
     ### BEGIN SOLUTION
     x = x.reshape(-1, x.shape[-1])
@@ -198,7 +197,7 @@ check.lora_gradients(lora_gradients)
 #
 # ## 4. Into a real model
 #
-# Adapters are put in by **module name**: the last part of a module's path. Names, shapes and even classes differ between architectures. Look at the query layers of two:
+# Adapters are put in by **module name**: the last part of a module's path. Names, shapes and even classes differ between architectures. Look at one layer of each of two models:
 
 # %%
 for name, path in (("smollm2-135m", "model.layers.0.self_attn.v_proj"),
@@ -362,7 +361,7 @@ check.best_error(best_error)
 # %% [markdown] help="best_error"
 
 # %% [markdown]
-# Calculate first, train afterwards. As inputs take one unit vector for each direction, the rows of the identity matrix: then the summed squared loss is exactly ‖ΔW − D‖². What will the error be at rank 4, and at rank 16?
+# Calculate first, train afterwards. As inputs take one unit vector for each direction, the rows of the identity matrix: then the summed squared loss is exactly ‖ΔW − D‖². Write down what you expect at rank 4 and at rank 16; then let your function calculate it.
 
 # %%
 my_error_at_4, my_error_at_16 = None, None
@@ -390,8 +389,9 @@ def train(r, steps=300):
 torch.manual_seed(0)
 updates = {r: train(r) for r in RANKS}
 measured = {r: (update - D).norm().item() for r, update in updates.items()}
-predictions.compare("error at rank 4", my_error_at_4, measured[4])
-predictions.compare("error at rank 16", my_error_at_16, measured[16])
+for r, guess in ((4, my_error_at_4), (16, my_error_at_16)):
+    predictions.compare(f"rank {r}, your guess", guess, measured[r])
+    predictions.compare(f"rank {r}, best_error", predicted[r], measured[r])
 
 # %%
 plots.error_by_rank(predicted, measured, D, {r: updates[r] for r in (1, 2, 4, 8)})
@@ -457,7 +457,7 @@ for mine, other in zip(adapters, theirs, strict=True):
 with torch.no_grad():
     logits_trained, logits_peft = model(**batch).logits, wrapped(**batch).logits
 print("parameters, PEFT's and yours:", wrapped.get_nb_trainable_parameters(), (trained, total))
-print("logits agree to 16 steps:", agree(logits_trained, logits_peft))
+print("logits agree to 100 steps:", agree(logits_trained, logits_peft, 100))
 
 # %% [markdown]
 # Then merge all 60 layers. How far apart will the logits be, in steps?
@@ -475,7 +475,8 @@ with torch.no_grad():
 step = torch.finfo(torch.float32).eps * logits_trained.abs().max()
 apart = (logits_merged - logits_trained).abs().max() / step
 effect = (logits_trained - logits_base).abs().max() / step
-print(f"16 steps? {agree(logits_trained, logits_merged)} · the adapters' effect: {effect:,.0f} steps")
+print("logits agree to 100 steps:", agree(logits_trained, logits_merged, 100))
+print(f"the adapters' effect: {effect:,.0f} steps")
 predictions.compare("merged against unmerged", my_steps_apart, apart, "steps")
 
 # %% [markdown]
@@ -495,7 +496,7 @@ lost = 100 * (arrived - update).norm() / update.norm()
 predictions.compare("lost in rounding to bf16", my_lost_share, lost, "per cent")
 
 # %% [markdown]
-# bf16 keeps eight binary digits. Where the update is small beside the weight, most of it falls between two neighbouring numbers. The errors average out over a row, so that the model may hardly notice; in 4 bits it does. Chapter 06 measures both.
+# bf16 keeps eight binary digits. Where the update is small beside the weight, much of it falls between two neighbouring numbers. (This adapter has had three steps: a larger update loses a smaller share.) The errors average out over a row, so that the model may hardly notice; in 4 bits it does. Chapter 06 measures both.
 #
 # > **In short.** merged = W + (α/r) · B A, computed in fp32 and rounded once. Never test with `==`: choose a tolerance from the dtype, and compare it with the update.
 #

@@ -10,7 +10,6 @@ from answer_sheets import CELL, Wrong
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from loralab.checks import ch02 as check
 from loralab.paths import PROJECT
 
 SOURCE = (PROJECT / "solutions" / "02_lora_by_hand.py").read_text("utf-8")

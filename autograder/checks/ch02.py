@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -75,7 +76,7 @@ def _forward(
     neutral: bool = False,
 ) -> visible.Forward:  # fmt: skip
     """A layer that is square or far from it, and a scale about which no two mistakes agree."""
-    n_in, r = draw.randrange(5, 9), draw.randrange(2, 5)
+    n_in, r = draw.randrange(7, 11), draw.randrange(2, 5)
     n_out = n_in if square else n_in + draw.choice((-2, -1, 2, 5))
     alpha = r if neutral else _alpha(draw, r)
     if leading is None:
@@ -84,7 +85,14 @@ def _forward(
 
 
 def _alpha(draw: random.Random, r: int) -> int:
-    return draw.choice([a for a in range(r + 1, 8 * r) if visible.scales_apart(r, a)])
+    """α > r, so that no mistake about the scale looks like another, or like a mean over inputs."""
+    def apart(alpha: int) -> bool:
+        scale = alpha / r
+        return visible.scales_apart(r, alpha) and not any(
+            math.isclose(mistaken, inputs, rel_tol=0.05)
+            for mistaken in (scale, scale**2) for inputs in range(2, 7))  # fmt: skip
+
+    return draw.choice([alpha for alpha in range(r + 1, 8 * r) if apart(alpha)])
 
 
 @trusted("lora_gradients")

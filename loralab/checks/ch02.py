@@ -1332,7 +1332,7 @@ class Agreement(NamedTuple):
 
 
 def agreements(seed: str, steps: float = 16) -> list[Agreement]:
-    """Pairs of outputs that differ by half of what `steps` allows, or less, or by 2.5 times as much.
+    """Pairs of outputs that differ by half of what `steps` allows, or less, or by 2.5 times it.
 
     A step is eps of the dtype times the largest magnitude.
     """
