@@ -400,7 +400,7 @@ plt.show()
 # %% [markdown]
 # *Alt text: left, the error after training against the rank on a log2 axis. Six measured points lie on the predicted line, which falls from 6.3 at rank 1 to zero at rank 6 and stays there. Right, the singular values of the trained updates: rank r has the r largest of D, unchanged, and no others.*
 #
-# The points lie on the line. Rank 4 misses √(1.2² + 0.7²) = 1.389, and no learning rate, α or patience gets below it. From rank 6 on the limit is zero, so ranks 8, 16 and 32 have nothing left to win. *But 16 and 32 are not at zero.* They stop at a few thousandths: Adam's last steps, not the rank. In the right panel gradient descent, which knows nothing of singular values, has found the largest ones.
+# The points lie on the line. Rank 4 misses √(1.2² + 0.7²) = 1.389, and no learning rate, α or patience gets below it. From rank 6 on the limit is zero, so ranks 8, 16 and 32 have nothing left to win. *But 16 and 32 are not at zero.* They stop at a few thousandths: Adam's last steps, not the rank. The right panel shows how: Adam, which knows nothing of singular values, has found the largest ones.
 #
 # > **In short.** Rank r can learn the r largest singular values of the ΔW that is wanted. Beyond *its* rank more capacity buys nothing. A real task does not tell you that rank; chapter 03 measures.
 
@@ -496,7 +496,7 @@ lost = 100 * (arrived - update).norm() / update.norm()
 predictions.compare("lost in rounding to bf16", my_lost_share, lost, "per cent")
 
 # %% [markdown]
-# bf16 keeps eight binary digits. Where the update is small beside the weight, much of it falls between two neighbouring numbers. (This adapter has had three steps: a larger update loses a smaller share.) The errors average out over a row, so that the model may hardly notice; in 4 bits it does. Chapter 06 measures both.
+# bf16 keeps eight binary digits. Where the update is small beside the weight, much of it falls between two neighbouring numbers. (This adapter has had three steps: a larger update loses a smaller share.) How much of that reaches the logits, and what 4 bits do to a merge, is measured in chapter 06.
 #
 # > **In short.** merged = W + (α/r) · B A, computed in fp32 and rounded once. Never test with `==`: choose a tolerance from the dtype, and compare it with the update.
 #

@@ -43,15 +43,16 @@ def _as_here(ask: Callable[..., Data]) -> Callable[..., Data]:
 
 @trusted("init_lora")
 def init_lora(student: Student, draw: random.Random, personal: Personal) -> list[Part]:
-    ask = student.function("init_lora", masked=BY_HAND)  # not once: it should differ each time
+    ask = student.function("init_lora", masked=BY_HAND)
+    first = once(ask)  # the distribution's part asks anew: A should differ each time
     n_in = draw.randrange(800, 1600)
     wide = (draw.randrange(200, 500), n_in, draw.randrange(14, 20))
     n_in = draw.randrange(300, 500)
     tall = (draw.randrange(700, 1200), n_in, draw.randrange(40, 60))
     compare = visible.compare_init_lora
     return [
-        Part(1, partial(compare, ask, [wide, tall], ("shapes",)), "shapes"),
-        Part(1, partial(compare, ask, [wide], ("zero",)), "which matrix starts at zero"),
+        Part(1, partial(compare, first, [wide, tall], ("shapes",)), "shapes"),
+        Part(1, partial(compare, first, [wide], ("zero",)), "which matrix starts at zero"),
         Part(1, partial(compare, ask, [wide, tall]), "distribution"),
     ]
 
@@ -161,13 +162,13 @@ def add_lora(student: Student, draw: random.Random, personal: Personal) -> list[
 
 def _models(draw: random.Random) -> Sequence[visible.Model]:
     """Like Llama, like GPT-2, and one with names of its own."""
-    heads, blocks = draw.choice((2, 4)), draw.randrange(2, 4)
+    heads = draw.choice((2, 4))
     sizes = {"hidden_size": 16 * heads, "intermediate_size": 8 * draw.randrange(5, 9),
-             "num_hidden_layers": blocks, "num_attention_heads": heads,
+             "num_hidden_layers": 2, "num_attention_heads": heads,
              "num_key_value_heads": heads // 2, "tie_word_embeddings": True}
     names = draw.choice((("k_proj", "o_proj"), ("up_proj", "down_proj"), ("gate_proj", "v_proj")))
     kind = draw.choice(("mistral", "qwen2", "llama"))
-    conv = {"n_embd": 8 * draw.randrange(2, 5), "n_layer": draw.randrange(2, 4), "n_head": 2}
+    conv = {"n_embd": 8 * draw.randrange(2, 5), "n_layer": 2, "n_head": 2}
     letters = ("bdgkmz", "aeiou", "lnrstv")
     name = "".join(draw.choice(some) for some in letters * 2)
     return [
