@@ -368,7 +368,7 @@ my_error_at_4, my_error_at_16 = None, None
 
 RANKS = [1, 2, 4, 8, 16, 32]
 predicted = {r: best_error(D, r) for r in range(1, 33)}
-print("predicted:", {r: round(predicted[r], 3) for r in RANKS})
+print("best possible:", {r: round(predicted[r], 3) for r in RANKS})
 
 # %%
 W, x = low_rank.normal("frozen", 48, 64) / 8, torch.eye(64)
@@ -389,9 +389,10 @@ def train(r, steps=300):
 torch.manual_seed(0)
 updates = {r: train(r) for r in RANKS}
 measured = {r: (update - D).norm().item() for r, update in updates.items()}
-for r, guess in ((4, my_error_at_4), (16, my_error_at_16)):
-    predictions.compare(f"rank {r}, your guess", guess, measured[r])
-    predictions.compare(f"rank {r}, best_error", predicted[r], measured[r])
+for r in RANKS:
+    print(f"rank {r:2}: best possible {predicted[r]:.4f}, after training {measured[r]:.4f}")
+predictions.compare("error at rank 4", my_error_at_4, measured[4])
+predictions.compare("error at rank 16", my_error_at_16, measured[16])
 
 # %%
 plots.error_by_rank(predicted, measured, D, {r: updates[r] for r in (1, 2, 4, 8)})
