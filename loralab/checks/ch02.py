@@ -610,9 +610,11 @@ def _compare_uniform(case: str, A: torch.Tensor, n_out: int) -> None:
     said = f"{case}: the entries of A lie between {A.min():.3g} and {A.max():.3g}."
     if A.min() >= 0:
         raise exercise.wrong(said, "one_sided")
-    if any(math.isclose(largest, side**-0.5, rel_tol=0.01) for side in (r, n_out)):
+    spread = A.std().item() * 3**0.5  # of a uniform distribution: its bound
+    if any(math.isclose(largest, side**-0.5, rel_tol=0.01)
+           and math.isclose(spread, side**-0.5, rel_tol=0.05) for side in (r, n_out)):
         raise exercise.wrong(said, "fan")
-    typical = math.isclose(A.std().item(), bound / 3**0.5, rel_tol=0.05)
+    typical = math.isclose(spread, bound, rel_tol=0.05)
     if largest > bound * (1 + 1e-6):
         raise exercise.wrong(said, "gaussian" if typical else "spread")
     if not typical:
