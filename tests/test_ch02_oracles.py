@@ -1,4 +1,4 @@
-"""Chapter 02: the oracles are right, the tolerances sound, and what the chapter says of them holds."""
+"""Chapter 02: the oracles are right, the tolerances sound, and what the chapter says holds."""
 
 from __future__ import annotations
 
