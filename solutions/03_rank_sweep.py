@@ -13,7 +13,7 @@
 # %% [markdown]
 # # The rank sweep
 #
-# By the end you will have shown that the number of trainable parameters follows from the shapes of the layers and the rank alone, what a higher rank costs, and how far it is worth its price on one task.
+# By the end you will have shown that the number of trainable parameters follows from the shapes of the layers and the rank alone, what a higher rank costs, and whether a difference between two settings is more than noise.
 #
 # You will be able to:
 #
@@ -387,13 +387,13 @@ check.matching_alpha(matching_alpha)
 # %% [markdown]
 # > **In short.** "α = 2r" keeps the scale at 2 for every rank. "α = 16" does not.
 #
-# ## 7. Does a higher rank help?
+# ## 7. A difference, or noise?
 #
-# Here is chapter 05's task: translate into a language that does not exist, made from a seed. SmolLM2-135M was trained on it for {{STEPS}} steps at five ranks on all linear layers, and on q and v alone: at rank 8, and at the rank that has as many parameters as rank 8 on all layers. α is 2r throughout.
+# Does a higher rank help? Do more layers? Only training answers that, and training has noise. Take chapter 05's task: translate into a language that does not exist, made from a seed. SmolLM2-135M was trained on it for 100 steps with adapters of rank 8 on all linear layers; and with adapters on q and v alone, at the rank that gives them as many parameters. α is 2r for both. Accuracy is the share of 128 unseen sentences that are translated exactly.
 #
-# Two things make such a comparison fair. Every setting has its own learning rate: rates half a decade apart were tried until the best had a worse one on either side, judged by the loss of the last steps (no sentence comes twice, so that is a loss on unseen sentences). And every setting was trained from three seeds, on which order of data and start of A depend.
+# Two things make the comparison fair. Each setting has its *own learning rate*: rates half a decade apart were tried until the best had a worse one on either side, judged by the loss of the last steps. (No sentence comes twice, so that is a loss on unseen sentences.) And each was trained from *three seeds*, which decide the order of the data and the start of A.
 #
-# Before you look: which of the five ranks will be best? And will q and v with as many parameters match all layers?
+# With as many parameters, will q and v do as well? Decide before you run the cell.
 
 # %%
 chosen = rank_sweep.chosen()
