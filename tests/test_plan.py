@@ -134,9 +134,9 @@ def test_what_can_not_be_read_is_not_clear(code):
     "\n".join(f"def f{number}(): 0" for number in range(1200)), "?" * 10_000_000,
 ])
 def test_no_cell_takes_long_to_read(code):
-    start = time.monotonic()
+    start = time.process_time()
     names(code)
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 # Which cells run ----------------------------------------------------------------------------------
