@@ -267,6 +267,8 @@ def test_the_figure_shows_what_it_was_given():
     left, right = figure.axes
     line, points = left.get_lines()
     assert dict(line.get_xydata().tolist()) == predicted
+    (rank,) = left.collections
+    assert rank.get_segments()[0][:, 0].tolist() == [3, 3]
     assert dict(points.get_xydata().tolist()) == measured
     assert left.get_xscale() == "log" and left.xaxis.get_transform().base == 2
     assert [text.get_text() for text in left.get_xticklabels()] == ["1", "2", "4"]
