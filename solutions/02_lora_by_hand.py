@@ -13,17 +13,17 @@
 # %% [markdown]
 # # LoRA by hand
 #
-# By the end you will have shown that thirty lines of your own do what PEFT does to a real model, and that the best result a rank allows can be calculated before anything is trained.
+# By the end you will have shown that thirty lines of your own do what PEFT, the usual LoRA library, does to a real model, and that the best result a rank allows can be calculated before anything is trained.
 #
 # You will be able to:
 #
-# - write down the shapes of A and B for any layer, and start them as a no-op;
+# - write down the shapes of A and B for any layer, and start them so that nothing changes (a no-op);
 # - say what α/r scales, and which of the two matrices learns first;
 # - put adapters into a model by module name, GPT-2's Conv1D included;
 # - read off a matrix what rank r can and cannot learn;
 # - merge an adapter, and judge the result with a tolerance.
 #
-# **About 60 minutes · 20 points · any computer.** No GPU and no network: the embedded model runs on the CPU, for a few steps only.
+# **About 75 minutes · 20 points · any computer.** No GPU and no network: the embedded model runs on the CPU, for a few steps only.
 
 # %%
 try:
@@ -57,9 +57,11 @@ ALPHA = 16  # α: the update is scaled by α/r
 # %% [markdown]
 # ## 1. Two thin matrices
 #
-# A linear layer with weight W (out × in) computes y = x Wᵀ. Fine-tuning replaces W by W + ΔW, and ΔW is as large as W. LoRA (Hu et al., 2021) keeps W **frozen** and writes the change as a product:
+# A linear layer with weight W (out × in) computes y = x Wᵀ. Fine-tuning replaces W by W + ΔW, and ΔW is as large as W. LoRA (low-rank adaptation; Hu et al., 2021) keeps W **frozen** (not trained) and writes the change as a product:
 #
 # **ΔW = (α/r) · B A**, with B of shape out × r and A of shape r × in.
+#
+# r is the **rank**, a small number; α is a constant that you choose (section 2). The pair A, B is the **adapter**.
 #
 # *Some texts write A B instead.* Letters are free, shapes are not. This is the paper's notation and PEFT's: A meets the input first.
 #
@@ -113,7 +115,7 @@ check.init_lora(init_lora)
 # %% [markdown]
 # ## 2. The forward pass
 #
-# *Why α/r, and not a learning rate?* B A is a sum of r terms, one for each column of B and row of A. Dividing by r is meant to keep the sum's size when you change the rank, so that what you tuned at one rank is a start at another (the paper's section 4.1). α is then a constant of your choice. "α = 2r" is a scale of 2 at any rank; α = 32 at rank 8 is a scale of 4; and PEFT's default is α = 8, whatever the rank.
+# *Why α/r?* B A is a sum of r terms, one for each column of B and row of A. Dividing by r is meant to keep the sum's size when you change the rank, so that what you tuned at one rank is a start at another (the paper's section 4.1). "α = 2r" is a scale of 2 at any rank; α = 32 at rank 8 is a scale of 4; and PEFT's default is α = 8, whatever the rank. With Adam, α acts much like the learning rate (same section), so people fix one and tune the other.
 #
 # *Must B A be built?* No. x goes through r numbers: first x Aᵀ, then times Bᵀ. That is r · (in + out) multiplications a token instead of in · out.
 #
@@ -163,7 +165,11 @@ for step in range(3):
     A, B = ((one - 0.1 * grad).detach().requires_grad_() for one, grad in zip((A, B), grads))
 
 # %% [markdown]
-# Exactly zero, and only at step 0. *But zero times anything is zero: how does B get out?* Look at what its gradient is made of. The layer is handed dL/dy, the gradient of the loss with respect to its output (`grad_y` below). With the chain rule you can pass it back to each matrix by hand, without autograd. W is not among the arguments: neither gradient contains it.
+# Exactly zero, and only at step 0. *A's gradient is zero because B is zero. Why is B's not zero too?* The layer is handed dL/dy, the gradient of the loss with respect to its output (`grad_y` below). With the chain rule you can pass it back to each matrix by hand, without autograd:
+#
+# For a plain linear layer y = x Wᵀ with inputs as rows, the gradient of W is grad_yᵀ x, and what is passed back to x is grad_y W. An adapter is two such layers in a row.
+#
+# W is not among the arguments: neither gradient contains it.
 #
 # ### Exercise 2.3 — write `lora_gradients`
 #
@@ -172,7 +178,7 @@ for step in range(3):
 # %% exercise="lora_gradients"
 def lora_gradients(x: torch.Tensor, A: torch.Tensor, B: torch.Tensor, alpha: float, r: int,
                    grad_y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradients of A (r, in) and of B (out, r), by hand; autograd is off when graded.
+    """The gradients of A (r, in) and of B (out, r), by hand: checks switch autograd off.
 
     x (..., in) and grad_y (..., out) have the same leading dimensions, one or more. With all
     sides 1, x=2, A=5, B=7, alpha=4, r=1 and grad_y=3 they are 168 and 120. Roughly 5 lines.
@@ -197,7 +203,7 @@ check.lora_gradients(lora_gradients)
 #
 # ## 4. Into a real model
 #
-# Adapters are put in by **module name**: the last part of a module's path. Names, shapes and even classes differ between architectures. Look at one layer of each of two models:
+# Adapters are put in by **module name**: the last part of a module's path. Names, shapes and even classes differ between architectures. Look at one layer of two models:
 
 # %%
 for name, path in (("smollm2-135m", "model.layers.0.self_attn.v_proj"),
@@ -206,7 +212,7 @@ for name, path in (("smollm2-135m", "model.layers.0.self_attn.v_proj"),
     print(f"{name:13} {path:32} {type(layer).__name__:7} weight {tuple(layer.weight.shape)}")
 
 # %% [markdown]
-# SmolLM2's `v_proj` maps 576 numbers to 192: three heads share each of its values. GPT-2's `c_attn` maps 768 to 2304 (query, key and value in one), and its weight is stored in × out. It is a `Conv1D`, which in spite of its name is a linear layer with a transposed weight: y = x W + b. It is *not* an `nn.Linear`. PEFT calls this `fan_in_fan_out`.
+# SmolLM2's `v_proj` maps 576 numbers to 192: the model has 3 value heads for 9 query heads. GPT-2's `c_attn` maps 768 to 2304 (query, key and value in one), and its weight is stored in × out. It is a `Conv1D`, which in spite of its name is a linear layer with a transposed weight: y = x W + b (PEFT's option for that is `fan_in_fan_out`). It is *not* an `nn.Linear`.
 #
 # ### Exercise 2.4 — write `LoRALinear`
 #
@@ -218,7 +224,8 @@ class LoRALinear(nn.Module):
 
     layer: an nn.Linear or a Conv1D, with or without bias. r: the rank. The update is scaled by
     alpha/r. The trained parameters are `self.A` (r, in) and `self.B` (out, r), started by
-    init_lora; the layer's own are frozen. A Conv1D(9, 6) has out=9 and in=6. Roughly 10 lines.
+    init_lora. Keep the layer as `self.layer`; its own parameters are frozen. A Conv1D(9, 6) has
+    out=9 and in=6. Roughly 10 lines.
     """
 
     def __init__(self, layer: nn.Module, r: int, alpha: float):
@@ -303,7 +310,7 @@ predictions.compare("trained", my_trained, trained, "parameters")
 # %% [markdown]
 # 30 × (8 · (576 + 576) + 8 · (576 + 192)) = 460,800. Whoever takes `v_proj` for square says 552,960.
 #
-# Now the **no-op check**. Do it before every training run: it costs one forward pass, and finds a wrong initialisation or a transposed weight.
+# Now the **no-op check**. Do it before every training run: it costs one forward pass, and finds an initialisation that is not zero, a lost bias, or a W used the wrong way round. It cannot see a wrong α/r: B is still zero.
 
 # %%
 with torch.no_grad():
@@ -361,13 +368,13 @@ check.best_error(best_error)
 # %% [markdown] help="best_error"
 
 # %% [markdown]
-# Calculate first, train afterwards. As inputs take one unit vector for each direction, the rows of the identity matrix: then the summed squared loss is exactly ‖ΔW − D‖². Write down what you expect at rank 4 and at rank 16; then let your function calculate it.
+# Calculate first, train afterwards. Use the identity matrix as x. The layer's outputs are then the columns of its weight, and the sum of their squared errors is exactly ‖ΔW − D‖². Before you run the next cell: what error do you expect at rank 4, and at rank 16?
 
 # %%
 my_error_at_4, my_error_at_16 = None, None
 
 RANKS = [1, 2, 4, 8, 16, 32]
-predicted = {r: best_error(D, r) for r in range(1, 33)}
+predicted = {r: float(best_error(D, r)) for r in range(1, 33)}
 print("best possible:", {r: round(predicted[r], 3) for r in RANKS})
 
 # %%
@@ -399,9 +406,11 @@ plots.error_by_rank(predicted, measured, D, {r: updates[r] for r in (1, 2, 4, 8)
 plt.show()
 
 # %% [markdown]
-# *Alt text: left, the error after training against the rank on a log2 axis. Six measured points lie on the predicted line, which falls from 6.3 at rank 1 to zero at rank 6 and stays there. Right, the singular values of the trained updates: rank r has the r largest of D, unchanged, and no others.*
+# *Alt text: left, the error after training against the rank on a log2 axis. Six measured points lie on the predicted line, which falls from 6.3 at rank 1 to zero at rank 6, the rank of D (dashed line), and stays there. Right, the singular values of the trained updates: rank r has the r largest of D, unchanged, and no others.*
 #
-# The points lie on the line. Rank 4 misses √(1.2² + 0.7²) = 1.389, and no learning rate, α or patience gets below it. From rank 6 on the limit is zero, so ranks 8, 16 and 32 have nothing left to win. *But 16 and 32 are not at zero.* They stop at a few thousandths: Adam's last steps, not the rank. The right panel shows how: Adam, which knows nothing of singular values, has found the largest ones.
+# The points lie on the line. Rank 4 misses √(1.2² + 0.7²) = 1.389, and no learning rate, α or patience gets below it. From rank 6 on the limit is zero, so ranks 8, 16 and 32 have nothing left to win. *Not all three are exactly at zero.* Three hundred steps leave up to a few thousandths, and which rank has how much depends on the seed. Try `(train(16, steps=1200) - D).norm()`: nearly all of it goes away, while rank 4's 1.389 stays.
+#
+# The right panel shows how: Adam, which knows nothing of singular values, has found the largest ones. (Its markers stand side by side only so that none hides another.)
 #
 # > **In short.** Rank r can learn the r largest singular values of the ΔW that is wanted. Beyond *its* rank more capacity buys nothing. A real task does not tell you that rank; chapter 03 measures.
 
@@ -410,7 +419,7 @@ plt.show()
 #
 # Once trained, (α/r) · B A can be added to W, and the adapter is gone: no extra work, no extra memory. How different will the merged layer's output be? In exact numbers, not at all. Computers round, and the two ways add in different orders.
 #
-# A useful measure counts **steps**: the largest difference, divided by `eps` of the dtype times the largest magnitude of an output. (`torch.finfo(dtype).eps` is 1.2e-7 in fp32, 0.0078 in bf16.) A few steps are rounding; thousands are a mistake.
+# A useful measure counts **rounding steps**. One step is eps × the largest magnitude in y. (`torch.finfo(dtype).eps` is 1.2e-7 in fp32, 0.0078 in bf16.) Count: (largest |y − z|) / (one step). In fp32 a few steps are rounding and thousands are a mistake. In bf16 steps are coarse: 128 of them are the largest output itself, so allow only a few.
 #
 # ### Exercise 2.7 — write `merge` and `agree`
 #
@@ -431,13 +440,14 @@ def merge(W: torch.Tensor, A: torch.Tensor, B: torch.Tensor,
 
 
 def agree(y: torch.Tensor, z: torch.Tensor, steps: float = 16) -> bool:
-    """Whether two outputs of one dtype differ by at most so many steps. With NaN: False.
+    """Whether two outputs of one dtype differ by at most so many rounding steps. NaN: False.
 
-    For fp32 outputs of at most 1000, 16 steps are 0.0019. Roughly 3 lines.
+    For fp32 outputs whose largest magnitude is 1000, 16 steps are 0.0019. Roughly 3 lines.
     """
     ### BEGIN SOLUTION
-    y, z, step = y.double(), z.double(), torch.finfo(y.dtype).eps
-    return bool((y - z).abs().max() <= steps * step * y.abs().max())
+    eps = torch.finfo(y.dtype).eps
+    y, z = y.double(), z.double()
+    return bool((y - z).abs().max() <= steps * eps * y.abs().max())
     ### END SOLUTION
 
 # %% check="merge" points=3
@@ -446,7 +456,7 @@ check.merge(merge, agree)
 # %% [markdown] help="merge"
 
 # %% [markdown]
-# First the second opinion. PEFT wraps a copy of the base, and gets your trained A and B:
+# First the second opinion. PEFT wraps a copy of the base, and gets your trained A and B. Thirty blocks add up rounding, so allow 100 rounding steps instead of 16.
 
 # %%
 config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS)
@@ -458,13 +468,13 @@ for mine, other in zip(adapters, theirs, strict=True):
 with torch.no_grad():
     logits_trained, logits_peft = model(**batch).logits, wrapped(**batch).logits
 print("parameters, PEFT's and yours:", wrapped.get_nb_trainable_parameters(), (trained, total))
-print("logits agree to 100 steps:", agree(logits_trained, logits_peft, 100))
+print("logits agree to 100 rounding steps:", bool(agree(logits_trained, logits_peft, 100)))
 
 # %% [markdown]
-# Then merge all 60 layers. How far apart will the logits be, in steps?
+# Then merge all 60 layers. How far apart will the logits be, in rounding steps?
 
 # %%
-my_steps_apart = None  # steps
+my_steps_apart = None  # rounding steps
 
 for path, module in list(model.named_modules()):
     if isinstance(module, LoRALinear):
@@ -476,14 +486,14 @@ with torch.no_grad():
 step = torch.finfo(torch.float32).eps * logits_trained.abs().max()
 apart = (logits_merged - logits_trained).abs().max() / step
 effect = (logits_trained - logits_base).abs().max() / step
-print("logits agree to 100 steps:", agree(logits_trained, logits_merged, 100))
-print(f"the adapters' effect: {effect:,.0f} steps")
-predictions.compare("merged against unmerged", my_steps_apart, apart, "steps")
+print("logits agree to 100 rounding steps:", bool(agree(logits_trained, logits_merged, 100)))
+print(f"the adapters' effect: {effect:,.0f} rounding steps")
+predictions.compare("merged against unmerged", my_steps_apart, apart, "rounding steps")
 
 # %% [markdown]
-# Not equal, not far: about ten steps after thirty blocks, beside adapters that moved the logits by millions. A tolerance belongs to a dtype *and* to what is compared (more layers, more steps); hold it against the effect that it must not hide.
+# Not equal, not far: a dozen or so rounding steps after thirty blocks, beside adapters that moved the logits by millions of them. A tolerance belongs to a dtype *and* to what is compared (more layers, more steps); hold it against the effect that it must not hide.
 #
-# How much of the update survives when W is in bf16?
+# How much of the update is lost when W is stored in bf16: the norm of the error, in per cent of the update's norm?
 
 # %%
 my_lost_share = None  # per cent of the update's norm
@@ -497,7 +507,7 @@ lost = 100 * (arrived - update).norm() / update.norm()
 predictions.compare("lost in rounding to bf16", my_lost_share, lost, "per cent")
 
 # %% [markdown]
-# bf16 keeps eight binary digits. Where the update is small beside the weight, much of it falls between two neighbouring numbers. (This adapter has had three steps: a larger update loses a smaller share.) How much of that reaches the logits, and what 4 bits do to a merge, is measured in chapter 06.
+# bf16 keeps eight binary digits. Where the update is small beside the weight, much of it falls between two neighbouring numbers. (This adapter was trained for three optimizer steps: a larger update loses a smaller share.) How much of that reaches the logits, and what 4 bits do to a merge, is measured in chapter 06.
 #
 # > **In short.** merged = W + (α/r) · B A, computed in fp32 and rounded once. Never test with `==`: choose a tolerance from the dtype, and compare it with the update.
 #

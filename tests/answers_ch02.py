@@ -96,27 +96,30 @@ class LoRALinear(nn.Module):
         n_in, n_out = (layer.nx, layer.nf) if conv else (layer.in_features, layer.out_features)
         for one in layer.parameters():
             one.requires_grad = False
-        self.base, self.rank, self.alpha = layer, r, alpha
+        self.layer, self.rank, self.alpha = layer, r, alpha
         self.A = nn.Parameter((torch.rand(r, n_in) * 2 - 1) / n_in ** 0.5)
         self.B = nn.Parameter(torch.zeros(n_out, r))
     def forward(self, x):
         delta = self.alpha * self.B @ self.A / self.rank
-        return self.base(x) + nn.functional.linear(x, delta)
+        return self.layer(x) + nn.functional.linear(x, delta)
 """,
         """
 class LoRALinear(nn.Module):
     def __init__(self, layer, r, alpha):
         super().__init__()
-        weight = layer.weight.T if type(layer).__name__ == "Conv1D" else layer.weight
-        self.register_buffer("W", weight.detach().clone())
-        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
+        self.add_module("layer", layer)
+        layer.weight.requires_grad = False
+        if layer.bias is not None:
+            layer.bias.requires_grad = False
+        self.conv = type(layer).__name__ == "Conv1D"
         self.r, self.alpha = r, alpha
-        A, B = init_lora(*self.W.shape, r)
+        A, B = init_lora(*(layer.weight.T if self.conv else layer.weight).shape, r)
         self.register_parameter("A", nn.Parameter(A))
         self.register_parameter("B", nn.Parameter(B))
     def forward(self, x):
-        y = lora_forward(x, self.W, self.A, self.B, self.alpha, self.r)
-        return y if self.bias is None else y + self.bias
+        W = self.layer.weight.T if self.conv else self.layer.weight
+        y = lora_forward(x, W, self.A, self.B, self.alpha, self.r)
+        return y if self.layer.bias is None else y + self.layer.bias
 """,
     ),
     "add_lora": (
@@ -306,7 +309,8 @@ def count_parameters(model):
 MERGE = "def merge(W, A, B, alpha, r):\n    return (W.float() + alpha / r * (B @ A)).to(W.dtype)\n"
 AGREE = """
 def agree(y, z, steps=16):
-    y, z, eps = y.double(), z.double(), torch.finfo(y.dtype).eps
+    eps = torch.finfo(y.dtype).eps
+    y, z = y.double(), z.double()
     return bool((y - z).abs().max() <= steps * eps * y.abs().max())
 """
 
@@ -368,13 +372,25 @@ WRONG = [
     Wrong("lora_forward", "base_scaled", forward("s * (base + update)"), (1,)),
     Wrong("lora_forward", "no_update", forward("base")),
     Wrong("lora_forward", "w_transposed", raw_forward("x @ W + alpha / r * (x @ A.T @ B.T)"), also=("square",)),
+    Wrong("lora_forward", "w_transposed", raw_forward("x @ (W + alpha / r * B @ A)"), also=("square",)),
+    Wrong("lora_forward", "update_transposed", raw_forward("x @ W.T + alpha / r * (x @ B @ A)"), also=("square",)),
+    Wrong("lora_forward", "update_transposed", raw_forward("x @ (W.T + alpha / r * B @ A)"), also=("square",)),
+    Wrong("lora_forward", "floor", forward("base + alpha // r * update"), (1,)),
     Wrong("lora_gradients", "swapped", FLAT + "dB, dA"),
     Wrong("lora_gradients", "order", FLAT.replace("(g @ B).T @ x", "(g @ A).T @ x") + "dA, dB"),
     Wrong("lora_gradients", "leading", """
 def lora_gradients(x, A, B, alpha, r, grad_y):
     return alpha / r * B.T @ grad_y.T @ x, alpha / r * grad_y.T @ x @ A.T
 """),
-    Wrong("lora_gradients", "transposed", FLAT + "dA.T, dB.T"),
+    Wrong("lora_gradients", "leading", """
+def lora_gradients(x, A, B, alpha, r, grad_y):
+    grad_y = alpha / r * grad_y
+    return (grad_y @ B).mT @ x, grad_y.mT @ (x @ A.T)
+"""),
+    Wrong("lora_gradients", "shape", FLAT + "dA.T, dB.T"),
+    Wrong("lora_gradients", "shape", FLAT + "s * g.T @ x, dB"),
+    Wrong("lora_gradients", "shape", FLAT + "dA, s * g.T @ x"),
+    Wrong("lora_gradients", "scale", FLAT + "dA / s * (alpha // r), dB / s * (alpha // r)"),
     Wrong("lora_gradients", "always", FLAT + "dA + s * torch.ones(r, g.shape[1]) @ g.T @ x, dB", (1.5,)),
     Wrong("lora_gradients", "always", FLAT + "dB.mean() * A, dB", (1.5,)),
     Wrong("lora_gradients", "never", FLAT + "torch.zeros_like(A), dB", (1.5,)),
@@ -389,6 +405,9 @@ def lora_gradients(x, A, B, alpha, r, grad_y):
     Wrong("lora_linear", "conv1d", layer("n_in, n_out = shape if isinstance(layer, Conv1D) else shape[::-1]", "n_in, n_out = layer.in_features, layer.out_features"), (1.5,)),
     Wrong("lora_linear", "conv1d", layer("self.layer(x)", "nn.functional.linear(x, self.layer.weight, self.layer.bias)"), (1.5,)),
     Wrong("lora_linear", "square", layer("init_lora(n_out, n_in, r)", "init_lora(n_in, n_out, r)"), also=("conv1d",)),
+    Wrong("lora_linear", "not_kept", LAYER.replace("self.layer", "self.base")),
+    Wrong("lora_linear", "not_kept", LAYER.replace("self.layer", "self.base") + "        self.layer = None\n"),
+    Wrong("lora_linear", "not_kept", LAYER.replace("self.layer", "self.base").replace("super().__init__()", "super().__init__()\n        self.layer = layer.weight")),
     Wrong("lora_linear", "not_frozen", layer(".requires_grad_(False)", "")),
     Wrong("lora_linear", "not_frozen", layer("layer.requires_grad_(False), alpha / r", "layer, alpha / r\n        layer.weight.requires_grad = False")),
     Wrong("lora_linear", "not_trained", layer("nn.Parameter(A), nn.Parameter(B)", "A, B")),
@@ -405,6 +424,8 @@ def lora_gradients(x, A, B, alpha, r, grad_y):
     Wrong("add_lora", "nothing", adding('path.split(".")[-1] in names', "path in names"), (0.75,), ("conv1d",)),
     Wrong("add_lora", "look_alike", adding('path.split(".")[-1] in names', "any(name in path for name in names)"), (2.25,)),
     Wrong("add_lora", "look_alike", adding('path.split(".")[-1] in names', "path.endswith(tuple(names))"), (2.25,)),
+    Wrong("add_lora", "kind", adding("isinstance(module, (nn.Linear, Conv1D)) and ", ""), (2.25,)),
+    Wrong("add_lora", "kind", adding("isinstance(module, (nn.Linear, Conv1D))", "hasattr(module, 'weight')"), (2.25,)),
     Wrong("add_lora", "every_layer", adding(' and path.split(".")[-1] in names', ""), (0.75,), ("look_alike",)),
     Wrong("add_lora", "some", adding("LoRALinear(module, r, alpha))", "LoRALinear(module, r, alpha))\n            break"), (0.75,)),
     Wrong("add_lora", "arguments", adding("module, r, alpha", "module, alpha, r"), (0.75,)),

@@ -116,6 +116,31 @@ def test_drawn_layers_are_never_square_by_accident():
         assert len({drawn.n_out, drawn.n_in, drawn.r}) == 3 and drawn.alpha != drawn.r
 
 
+@pytest.mark.parametrize("body", [
+    "(alpha / r * (x @ A.T @ B.T)).backward(grad_y)\n    return A.grad, B.grad",
+    "return torch.autograd.grad(alpha / r * (x @ A.T @ B.T), (A, B), grad_y)",
+    "return torch.func.vjp(lambda A, B: alpha / r * (x @ A.T @ B.T), A, B)[1](grad_y)",
+])
+def test_the_visible_check_does_not_accept_autograd_either(body):
+    """Whoever passes it should get the points."""
+    code = ("def lora_gradients(x, A, B, alpha, r, grad_y):\n"
+            f"    A, B = (one.clone().requires_grad_() for one in (A, B))\n    {body}\n")
+    with pytest.raises(WrongAnswer, match="asks autograd"):
+        sheet("02").run_visible_check("lora_gradients", code)
+    assert earned(outcomes("02", "lora_gradients", sheet("02").student(code))) == 0
+    x = torch.ones(2, requires_grad=True)
+    x.sum().backward()  # it works again afterwards
+    assert x.grad.tolist() == [1, 1]
+
+
+def test_a_message_ends_in_one_full_stop():
+    def misfit(*given):
+        raise RuntimeError("but got: [2, 3].")
+
+    with pytest.raises(WrongAnswer, match=r"but got: \[2, 3\]\.(?!\.)"):
+        check.lora_gradients(misfit)
+
+
 # --- 2.4 and 2.5 ---------------------------------------------------------------------------------
 
 
@@ -125,14 +150,14 @@ class LoRALinear(nn.Module):
     def __init__(self, layer, r, alpha):
         super().__init__()
         n_in, n_out = layer.weight.shape if isinstance(layer, Conv1D) else layer.weight.shape[::-1]
-        self.layer, self.r, self.alpha = [layer], r, alpha
+        self.layer, self.r, self.alpha = layer.requires_grad_(False), r, alpha
         A, B = init_lora(n_out, n_in, r)
         self.A, self.B = nn.Parameter(A), nn.Parameter(B)
     def forward(self, x):
         from peft import LoraConfig, get_peft_model
-        model = get_peft_model(nn.Sequential(self.layer[0]), LoraConfig(
+        model = get_peft_model(nn.Sequential(self.layer), LoraConfig(
             r=self.r, lora_alpha=self.alpha, target_modules=["0"],
-            fan_in_fan_out=isinstance(self.layer[0], Conv1D)))
+            fan_in_fan_out=isinstance(self.layer, Conv1D)))
         inner = model.base_model.model[0]
         inner.lora_A["default"].weight.data = self.A.data
         inner.lora_B["default"].weight.data = self.B.data
@@ -178,7 +203,8 @@ def test_the_made_up_model_has_names_of_every_misleading_kind():
     model = check.VISIBLE_MODELS[2].make()
     paths = {path for path, module in model.named_modules() if not list(module.children())}
     assert {"blocks.0.mix", "blocks.0.premix", "blocks.0.mix_norm",
-            "blocks.0.mixer.inner"} <= paths
+            "blocks.0.mixer.inner", "blocks.0.mixer.mix"} <= paths
+    assert isinstance(model.get_submodule("blocks.0.mixer.mix"), nn.Embedding)
     assert set(check._peft_report(check.VISIBLE_MODELS[2])["adapters"]) == {
         "blocks.0.mix", "blocks.1.mix"}
 
@@ -267,6 +293,8 @@ def test_the_figure_shows_what_it_was_given():
     left, right = figure.axes
     line, points = left.get_lines()
     assert dict(line.get_xydata().tolist()) == predicted
+    (rank,) = left.collections
+    assert rank.get_segments()[0][:, 0].tolist() == [3, 3]
     assert dict(points.get_xydata().tolist()) == measured
     assert left.get_xscale() == "log" and left.xaxis.get_transform().base == 2
     assert [text.get_text() for text in left.get_xticklabels()] == ["1", "2", "4"]

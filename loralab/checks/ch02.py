@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -43,8 +44,8 @@ EXERCISES = {
         symptoms={
             "both_zero": Symptom(
                 "No gradient ever reaches either.",
-                "Both start at zero. Each one's gradient is a product with the *other*. What is "
-                "it, then, at the first step, and at every later one?",
+                "Both start at zero. Read the table again: how many zero matrices does a zero "
+                "product need? (Section 3 shows what happens with two.)",
             ),
             "both_random": Symptom(
                 "The model changed before training.",
@@ -139,6 +140,10 @@ EXERCISES = {
                 "The scale is applied twice.",
                 "Once for A and once for B makes (α/r)². One factor is enough.",
             ),
+            "floor": Symptom(
+                "The scale is rounded down.",
+                "α/r need not be a whole number. What does `//` do that `/` does not?",
+            ),
             "inverse": Symptom(
                 "The scale is upside down.",
                 "α/r, not r/α: a larger α means a larger update.",
@@ -160,18 +165,23 @@ EXERCISES = {
                 "`nn.Linear` stores out × in and computes x @ W.T. On a square layer nothing "
                 "warns you.",
             ),
+            "update_transposed": Symptom(
+                "The update is used the wrong way round.",
+                "x stands in front, so the first matrix it meets must have `in` as one side. "
+                "Which one is that, and which of its sides does `@` match with x's last?",
+            ),
         },
     ),
     "lora_gradients": Exercise(
         "lora_gradients",
         "2.3",
         hints=(
-            "Call the r numbers in between h = x @ A.T. The update is then s · h @ B.T: a plain "
-            "linear layer with weight B. What is the gradient of *its* weight?",
+            "Apply the rule to the second layer (weight B, input h = x @ A.T), then to the first. "
+            "Where does the scale enter?",
             "A gradient has the shape of its parameter. That leaves few ways to put three "
             "matrices together.",
-            "With `flat = x.reshape(-1, in)`, and grad_y in the same way, leading dimensions are "
-            "gone: a weight's gradient sums over all of them.",
+            "With `flat = x.reshape(-1, x.shape[-1])`, and grad_y in the same way, leading "
+            "dimensions are gone: a weight's gradient sums over all of them.",
         ),
         symptoms={
             "swapped": Symptom(
@@ -189,9 +199,9 @@ EXERCISES = {
                 "With (batch, tokens, in) the gradient is a sum over both leading dimensions. "
                 "Flatten them first.",
             ),
-            "transposed": Symptom(
+            "shape": Symptom(
                 "A gradient has the shape of its parameter.",
-                "Yours is transposed. grad_A is (r, in), grad_B is (out, r).",
+                "Compare both shapes with A's and B's: one is transposed, or a factor is missing.",
             ),
             "always": Symptom(
                 "A gets a gradient although B is zero.",
@@ -237,6 +247,10 @@ EXERCISES = {
                 "A or B has the wrong shape.",
                 "A is (r, in) and B (out, r). `nn.Linear.weight` is (out, in).",
             ),
+            "not_kept": Symptom(
+                "The layer is not kept as self.layer.",
+                "Later cells look for the frozen layer there, to merge into it and to put it back.",
+            ),
             "not_frozen": Symptom(
                 "The layer's own weights are trained too.",
                 "Freezing is not automatic: each parameter has a switch, `requires_grad`. "
@@ -261,7 +275,8 @@ EXERCISES = {
             ),
             "scale": Symptom(
                 "The update has the wrong size.",
-                "Once `self.A` and `self.B` are set, the update is α/r · B A x. Is α divided by r?",
+                "Once `self.A` and `self.B` are set, the update is α/r · B A x. Is α divided by r, "
+                "and not rounded?",
             ),
             "no_update": Symptom(
                 "A and B change nothing.",
@@ -295,6 +310,11 @@ EXERCISES = {
                 "A name that only looks like it got an adapter too.",
                 "`'proj' in path` and `path.endswith('proj')` are true of other names as well. "
                 "Compare the last part of the path as a whole.",
+            ),
+            "kind": Symptom(
+                "Something that is no linear layer got an adapter.",
+                "A module may have the right name and be an embedding, a norm or a container. "
+                "Ask for its class as well.",
             ),
             "every_layer": Symptom(
                 "Layers that were not named got adapters too.",
@@ -418,7 +438,9 @@ EXERCISES = {
             "exact": Symptom(
                 "Rounding alone makes you say no.",
                 "Two orders of the same additions differ in the last digits. `==` and "
-                "`torch.equal` call that a mistake.",
+                "`torch.equal` call that a mistake. If you have a tolerance already: work out the "
+                "size of one step for this y on paper, and compare it with yours. Check the "
+                "brackets, and which size of y you take.",
             ),
             "bf16": Symptom(
                 "Your tolerance does not know how coarse the dtype is.",
@@ -469,7 +491,9 @@ def attempt(answer: Callable[..., Any], *given: Any) -> Any:
     except NotImplementedError:
         raise
     except MISFITS as error:
-        return Raised(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        first = str(error).splitlines()[0] if str(error) else ""
+        # A full stop would be followed by the message's own.
+        return Raised(f"{type(error).__name__}: {first}".rstrip(". "))
 
 
 def as_tensor(given: Any) -> torch.Tensor | None:
@@ -715,15 +739,20 @@ def _mistaken_forward(case: Forward) -> Typical:
     yield "rslora", base + case.alpha / case.r**0.5 * update
     yield "twice", base + scale**2 * update
     yield "twice", base + case.alpha * scale * update
+    yield "floor", base + case.alpha // case.r * update
     yield "inverse", base + update / scale
     if case.n_in == case.n_out:
         yield "w_transposed", x @ W + scale * update
+        yield "w_transposed", x @ (W + scale * B @ A)
+        for factor in (scale, 1.0, case.alpha):
+            yield "update_transposed", base + factor * (x @ B @ A)
 
 
 def scales_apart(r: int, alpha: float) -> bool:
     """Whether each typical mistake about the scale is another number here."""
     scale = alpha / r
-    found = sorted([scale, 1.0, alpha, alpha / r**0.5, scale**2, alpha * scale, 1 / scale])
+    found = sorted([scale, 1.0, alpha, alpha / r**0.5, scale**2, alpha * scale, 1 / scale,
+                    alpha // r])  # fmt: skip
     return all(b > 1.05 * a for a, b in zip(found, found[1:]))
 
 
@@ -732,12 +761,30 @@ def scales_apart(r: int, alpha: float) -> bool:
 
 def lora_gradients(answer: Callable[..., Any]) -> None:
     """Both gradients against autograd, at step 0 and later."""
-    compare_lora_gradients(answer, [
+    def by_hand(*given: Any) -> Any:
+        with _without_autograd():
+            return answer(*given)
+
+    compare_lora_gradients(by_hand, [
         (Forward((5,), 6, 4, 3, 10), True),
         (Forward((5,), 6, 4, 3, 10), False),
         (Forward((2, 3), 4, 9, 2, 7), False),
     ])  # fmt: skip
     EXERCISES["lora_gradients"].passed("as autograd computes them; at step 0 only B learns")
+
+
+@contextmanager
+def _without_autograd() -> Iterator[None]:
+    """While this holds, a backward pass is a wrong answer, as it is when graded.
+
+    `Tensor.backward`, `torch.autograd.grad` and torch.func all end in the function replaced here.
+    """
+    def refuse(*given: Any, **named: Any) -> None:
+        raise EXERCISES["lora_gradients"].wrong(
+            "lora_gradients asks autograd for the gradients. It is off, here and when graded.")
+
+    with mock.patch.object(torch.autograd, "_engine_run_backward", refuse):
+        yield
 
 
 def compare_lora_gradients(
@@ -782,11 +829,11 @@ def _compare_gradients(
     shapes = {name: tuple(one.shape) for name, one in found.items()}
     wanted = {name: tuple(one.shape) for name, one in right.items()}
     if shapes != wanted:
-        key = None
+        key = "shape"
         if shapes == {"A": wanted["B"], "B": wanted["A"]}:
             key = "swapped"
-        elif all(shapes[name] in (wanted[name], wanted[name][::-1]) for name in "AB"):
-            key = "transposed"
+        elif len(case.leading) > 1 and any(len(shape) > 2 for shape in shapes.values()):
+            key = "leading"
         raise exercise.wrong(f"{said}: the gradients have the shapes {shapes}.", key)
     count, scale = math.prod(case.leading), case.alpha / case.r
     for name in ask:
@@ -796,7 +843,8 @@ def _compare_gradients(
             raise exercise.wrong(
                 f"{said}: the gradient of {name} is zero.", "never" if name == "A" else "b_zero")
         typical = [("scale", right[name] * other / scale)
-                   for other in (1.0, case.alpha, scale**2, 1 / scale, case.alpha / case.r**0.5)]
+                   for other in (1.0, case.alpha, scale**2, 1 / scale, case.alpha / case.r**0.5,
+                                 case.alpha // case.r)]  # fmt: skip
         for share in {count, case.leading[0], case.leading[-1]}:
             typical.append(("mean", right[name] / share))
         _expect(exercise, f"{said}: the gradient of {name}", found[name], right[name], typical)
@@ -848,6 +896,9 @@ def layer_report(given: Any, n_in: int, seed: str) -> dict[str, Any]:
         "shapes": {name: list(getattr(given, name).shape) for name in "AB"
                    if torch.is_tensor(getattr(given, name, None))},
     }  # fmt: skip
+    kept = getattr(given, "layer", None)
+    if isinstance(kept, nn.Module) and torch.is_tensor(getattr(kept, "weight", None)):
+        found["kept"] = kept.weight.detach().clone()
     x = low_rank.normal(f"{seed}input", 3, n_in)
     try:
         with torch.no_grad():
@@ -899,8 +950,11 @@ def compare_lora_linear(report: Callable[[Layer], Any], layers: Iterable[Layer])
             gave = shortened(found.get("kind")).strip("'")
             raise exercise.wrong(f"{layer} should be an nn.Module; it is {gave}.")
         _compare_layer_parameters(layer, found)
+        kept = as_tensor(found.get("kept"))
+        if kept is None or not near(kept, layer.make().weight.detach().double()):
+            raise exercise.wrong(f"{layer}: self.layer is not the layer.", "not_kept")
         if "error" in found:
-            said = shortened(found["error"]).strip("'\"")
+            said = shortened(found["error"]).strip("'\". ")
             raise exercise.wrong(f"{layer}: using it raised {said}.", "conv1d" if conv else None)
         if as_truth(found.get("dead")):
             raise exercise.wrong(f"{layer}: A and B are zero.", "dead")
@@ -953,7 +1007,8 @@ def _compare_layer_outputs(layer: Layer, found: Mapping[str, Any]) -> None:
     _expect(exercise, said, found.get("before"), base, typical)
     typical = [("no_update", base), ("bias", after - bias)]
     typical += [("scale", base + update * wrong / scale) for wrong in
-                (1.0, layer.alpha, layer.alpha / layer.r**0.5, scale**2, 1 / scale)]  # fmt: skip
+                (1.0, layer.alpha, layer.alpha / layer.r**0.5, scale**2, 1 / scale,
+                 layer.alpha // layer.r)]  # fmt: skip
     _expect(exercise, f"{layer}: the output once A and B are set", found.get("after"), after,
             typical)
 
@@ -991,7 +1046,11 @@ class Model(NamedTuple):
 
     def wrapped(self) -> Any:
         """The model, wrapped by PEFT."""
-        return _peft(self.make(), self.names, self.r, self.alpha, self.conv)
+        model, names = self.make(), self.names
+        if self.kind == "made_up":  # by its path, for PEFT puts adapters around embeddings too
+            names = tuple(path for path, module in model.named_modules()
+                          if isinstance(module, nn.Linear) and path.split(".")[-1] in names)
+        return _peft(model, names, self.r, self.alpha, self.conv)
 
     def __str__(self) -> str:
         name = "a made-up model" if self.kind == "made_up" else f"a small {self.kind} model"
@@ -1002,7 +1061,7 @@ _PLAIN: dict[str, Any] = {"vocab_size": 40, "pad_token_id": 0, "bos_token_id": 1
 
 
 class _MadeUp(nn.Module):
-    """Blocks of linear layers of which one in four is meant."""
+    """Blocks of linear layers of which one in three is meant, and an embedding of its name."""
 
     def __init__(self, name: str, width: int, blocks: int):
         super().__init__()
@@ -1011,7 +1070,8 @@ class _MadeUp(nn.Module):
                 name: nn.Linear(width, 2 * width),
                 f"pre{name}": nn.Linear(2 * width, width, bias=False),
                 f"{name}_norm": nn.LayerNorm(width),
-                f"{name}er": nn.ModuleDict({"inner": nn.Linear(width, width)}),
+                f"{name}er": nn.ModuleDict({
+                    "inner": nn.Linear(width, width), name: nn.Embedding(3, width)}),
             }) for _ in range(blocks)
         )  # fmt: skip
         self.name, self.width = name, width
@@ -1019,7 +1079,8 @@ class _MadeUp(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for block in self.blocks:
             new = block[f"pre{self.name}"](block[self.name](block[f"{self.name}_norm"](x)))
-            x = x + block[f"{self.name}er"]["inner"](torch.relu(new))
+            other = block[f"{self.name}er"]
+            x = x + other["inner"](torch.relu(new)) + other[self.name](torch.arange(len(x)))
         return x
 
 
@@ -1123,7 +1184,7 @@ def compare_add_lora(report: Callable[[Model], Any], models: Iterable[Model]) ->
             raise exercise.wrong(said, "arguments")
         _compare_trained(model, found.get("trained"), set(shapes))
         if "error" in found:
-            said = shortened(found["error"]).strip("'\"")
+            said = shortened(found["error"]).strip("'\". ")
             raise exercise.wrong(f"{model}: using the model raised {said}.", "outputs")
         for when in ("before", "after"):
             got = as_tensor(found.get(when))
@@ -1143,6 +1204,9 @@ def _compare_places(model: Model, got: set[str], right: Mapping[str, Any]) -> No
     if not extra:
         said = f"{model}: {len(got)} adapters where PEFT has {len(wanted)}."
         raise exercise.wrong(said, "some")
+    if not set(extra) & right["linear"] and any(
+            path.rpartition(".")[2] in model.names for path in extra):
+        raise exercise.wrong(f"{model}: there is an adapter at {shortened(extra[0])}.", "kind")
     alike = all(any(name in path for name in model.names) for path in extra)
     key = "look_alike" if alike else "every_layer" if set(extra) <= right["linear"] else None
     raise exercise.wrong(f"{model}: there is an adapter at {shortened(extra[0])}.", key)
@@ -1314,7 +1378,8 @@ def _expect_merged(
     base, scale = W.double(), case.alpha / case.r
     typical = [("update_only", scale * update), ("update_only", update)]
     typical += [("scale", base + wrong * update) for wrong in
-                (1.0, case.alpha, case.alpha / case.r**0.5, scale**2, 1 / scale, 0.0)]
+                (1.0, case.alpha, case.alpha / case.r**0.5, scale**2, 1 / scale,
+                 case.alpha // case.r, 0.0)]  # fmt: skip
     key = next((key for key, mistaken in typical if near(got, mistaken, tolerance)), None)
     if got.shape != exact.shape:
         raise EXERCISES["merge"].wrong(f"{said} has the shape {tuple(got.shape)}.", key)
