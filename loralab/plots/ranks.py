@@ -58,42 +58,37 @@ def update_by_rank(norms: Mapping[bool, Sequence[float]]) -> Figure:
     return figure
 
 
-def accuracy_by_parameters(chosen: Mapping[str, Sequence[Any]]) -> Figure:
-    """Held-out accuracy against trainable parameters: every run, the mean, its 95 % interval.
+def accuracy_by_setting(chosen: Mapping[str, Sequence[Any]]) -> Figure:
+    """Held-out accuracy of each setting: every run, their mean, and its 95 % interval.
 
-    `chosen`: of `rank_sweep.chosen()`. All linear layers are joined by a line; q and v stand
-    apart.
+    `chosen`: of `rank_sweep.chosen()`. Colour: which layers carry adapters.
     """
     from loralab.rank_sweep import mean_interval
 
-    figure, axes = plt.subplots(figsize=(8.5, 4.8))
-    series: dict[bool, list[tuple[int, float]]] = {True: [], False: []}
-    for name, runs in chosen.items():
-        everywhere = runs[0].config.targets == "all-linear"
-        colour, x = (BLUE if everywhere else VERMILION), runs[0].trainable
+    figure, axes = plt.subplots(figsize=(8, 0.6 * len(chosen) + 1.6))
+    for row, (name, runs) in enumerate(reversed(chosen.items())):
+        colour = BLUE if runs[0].config.targets == "all-linear" else VERMILION
         found = [run.accuracy for run in runs]
         low, high = mean_interval(found)
-        axes.plot([x, x], [max(0, low), min(1, high)], color=colour, linewidth=1.2)
-        axes.plot([x] * len(found), found, "o", color=colour, markersize=4, alpha=0.6)
-        mean = statistics.mean(found)
-        axes.plot(x, mean, "s", color=colour, markersize=8)
-        axes.annotate(f"r = {runs[0].config.r}", (x, mean), (9, -4), textcoords="offset points",
-                      color=colour)
-        series[everywhere].append((x, mean))
-    for everywhere, places in series.items():
-        axes.plot(*zip(*sorted(places)), color=BLUE if everywhere else VERMILION, linewidth=1,
-                  alpha=0.5, linestyle="-" if everywhere else "--")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(_count))
-    axes.set(ylim=(-0.03, 1.03), xlabel="trainable parameters",
-             ylabel="exact match on held-out sentences")
-    axes.set_title("Accuracy, each setting at its own learning rate")
-    axes.legend(handles=[
-        Line2D([], [], color=BLUE, marker="s", label="all linear layers"),
-        Line2D([], [], color=VERMILION, marker="s", linestyle="--", label="q and v"),
-        Line2D([], [], color=GREY, marker="o", linestyle="none", markersize=4, label="one run"),
-        Line2D([], [], color=GREY, linewidth=1.2, label="95 % interval of the mean"),
-    ], loc="upper left")  # fmt: skip
+        axes.plot([max(0, low), min(1, high)], [row, row], color=colour, linewidth=1.4)
+        axes.plot(found, [row] * len(found), "o", markersize=7, markerfacecolor="white",
+                  markeredgecolor=colour, markeredgewidth=1.4)
+        axes.plot(statistics.mean(found), row, "|", color=BLACK, markersize=16, markeredgewidth=2)
+        axes.text(1.02, row, f"{runs[0].trainable / 1e6:.2f} M", va="center")
+    axes.text(1.02, len(chosen) - 0.45, "parameters", fontsize=9)
+    axes.set_yticks(range(len(chosen)), list(reversed(chosen)))
+    axes.set(xlim=(-0.02, 1), ylim=(-0.6, len(chosen) - 0.4),
+             xlabel="exact match on held-out sentences")
+    axes.set_title("Three seeds each, at its own learning rate")
+    axes.grid(axis="x")
+    axes.grid(False, axis="y")
+    figure.legend(handles=[
+        Line2D([], [], color=GREY, marker="o", linestyle="none", markersize=7,
+               markerfacecolor="white", markeredgewidth=1.4, label="one run"),
+        Line2D([], [], color=BLACK, marker="|", linestyle="none", markersize=12,
+               markeredgewidth=2, label="mean"),
+        Line2D([], [], color=GREY, linewidth=1.4, label="95 % interval of the mean"),
+    ], loc="outside lower center", ncols=3)  # fmt: skip
     return figure
 
 
