@@ -194,10 +194,15 @@ def test_the_recorded_losses_are_of_this_model_and_carry_the_conclusions(model):
     losses = rounding.token_losses(model, tokenizer, recorded["text"])
     assert len(losses) == found["tokens"]
     assert losses.mean().item() == pytest.approx(found["loss"], abs=1e-3)
-    (nf4, nf4_half), (fp4, fp4_half), (absmax, half) = (
-        found["added"][name] for name in rounding.SCHEMES)
-    assert absmax > 2 * nf4 and nf4 + nf4_half < min(absmax - half, fp4 - fp4_half)
-    assert abs(absmax - fp4) < half + fp4_half, "not told apart"
+    errors, added, apart = found["errors"], found["added"], found["apart"]
+    assert errors["absmax"] / errors["NF4"] == pytest.approx(1.2, abs=0.02), "a fifth further off"
+    assert 2.4 < added["absmax"][0] / added["NF4"][0] < 2.75, "about two and a half times"
+    assert max(errors, key=errors.get) == "FP4" and max(added, key=lambda one: added[one][0]) != "FP4"
+    for pair, (mean, half) in apart.items():
+        worse, better = pair.split(" − ")
+        assert mean == pytest.approx(added[worse][0] - added[better][0], abs=1e-6)
+        assert (mean > half) == (better == "NF4"), "only that NF4 costs least is decided"
+        assert (abs(mean) < half) == (better != "NF4")
     assert {"torch", "transformers"} == set(recorded["versions"]) and recorded["machine"]
 
 
