@@ -262,7 +262,7 @@ EXERCISES = {
             "plain attribute. What learns is an `nn.Parameter`.",
             "`forward`: dequantise, give the weight its shape, multiply; add the two small "
             "products, scaled.",
-            "The path through the frozen weight stays open: gradients pass it, to layers below.",
+            "The path through the frozen weight stays open: gradients pass it, to earlier layers.",
         ),
         symptoms={
             "base": Symptom(
@@ -286,7 +286,7 @@ EXERCISES = {
             ),
             "blocked": Symptom(
                 "No gradient passes through the frozen weight.",
-                "Frozen means that it does not change. Layers below still learn through it: what "
+                "Frozen means that it does not change. Earlier layers still learn through it: what "
                 "did you put into `no_grad`, or detach?",
             ),
             "scale": Symptom(
