@@ -13,7 +13,7 @@
 # %% [markdown]
 # # NF4 by hand
 #
-# By the end you will have shown that QLoRA's 4-bit format is a few lines of arithmetic: your codes for a layer of a real model are bitsandbytes' codes, all of them. You will also know when it beats its rivals.
+# By the end you will have shown that QLoRA's 4-bit format is a few lines of arithmetic: your codes for a layer of a real model are bitsandbytes' codes, all of them. And you will have measured when the format beats its rivals.
 #
 # You will be able to:
 #
@@ -111,7 +111,8 @@ for block in (len(row), BLOCK):
     codes, absmax = absmax_quantize(row, block)
     back = codes / 7 * absmax.repeat_interleave(block)[: len(row)]
     print(f"blocks of {block:7,}: {len(absmax):6,} constants, "
-          f"{(codes == 0).float().mean():5.1%} zeros, relative error {relative_error(row, back):.1%}")
+          f"{(codes == 0).float().mean():5.1%} zeros, "
+          f"relative error {relative_error(row, back):.1%}")
 
 # %% [markdown]
 # Fewer zeros, and a smaller **relative error**, ‖W − Ŵ‖/‖W‖.
@@ -262,8 +263,9 @@ tables = {"absmax": torch.arange(-7, 8) / 7, "NF4": table}
 for name, levels in tables.items():
     codes, _ = quantize(normal, levels, 64)
     shares[name] = torch.bincount(codes.long(), minlength=len(levels)) / len(codes)
-expected, largest = NormalDist().inv_cdf(1 - (1/32 + 1/30) / 2), normal.reshape(-1, 64).abs().amax(1)
-print(f"absmax, in standard deviations: NF4's offset {expected:.2f}, here {largest.mean():.2f}")
+at_offset = NormalDist().inv_cdf(1 - (1/32 + 1/30) / 2)
+largest = normal.reshape(-1, 64).abs().amax(1).mean()
+print(f"absmax, in standard deviations: NF4's offset {at_offset:.2f}, here {largest:.2f}")
 plots.code_usage(shares, tables)
 plt.show()
 
@@ -378,7 +380,7 @@ for name, levels in schemes.items():
 #
 # > Difficulty 2/5 · about 5 minutes · 2 points
 #
-# Use your `quantize` and `dequantize`.
+# Which is best, for given weights? Use your `quantize` and `dequantize`.
 
 # %% exercise="rank_schemes"
 def rank_schemes(

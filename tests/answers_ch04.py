@@ -320,7 +320,8 @@ def absmax_quantize(weights, block):
     Wrong("absmax_quantize", "length", changed(ABSMAX, (".reshape(-1)[:n]", ".reshape(-1)")),
           (1.5, 2)),
     # No thought of an incomplete block: torch's exception, and NumPy's.
-    Wrong("absmax_quantize", "length", changed(ABSMAX, (WHOLE, "weights.reshape(-1, block)")), (2,)),
+    Wrong("absmax_quantize", "length", changed(ABSMAX, (WHOLE, "weights.reshape(-1, block)")),
+          (2,)),
     Wrong("absmax_quantize", "length", """
 def absmax_quantize(weights, block):
     blocks = weights.numpy().reshape(-1, block)

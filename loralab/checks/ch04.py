@@ -129,8 +129,8 @@ EXERCISES = {
             "weight?",
             "Either compare each weight with each level and take `argmin`; or find the middles "
             "between neighbouring levels, and let `torch.bucketize` count how many lie below.",
-            "`dequantize`: a tensor of codes can be an index, `levels[codes.long()]`: torch reads a "
-            "`uint8` index as a mask. Each constant is needed `block` times in a row.",
+            "`dequantize`: a tensor of codes can be an index, `levels[codes.long()]`: torch reads "
+            "a `uint8` index as a mask. Each constant is needed `block` times in a row.",
         ),
         symptoms={
             "by_index": Symptom(
@@ -805,10 +805,10 @@ def compare_bits_per_weight(
             "bytes": (right / 8, 0.5),
             "double": (4 + 32 / block,),
             "outer": (4 + 8 / block,),
-            "shared": (4 + 8 / block + 32 / outer, 4 + 8 / block + 32 / block,
-                       4 + 8 / block + 32 / (block + outer), 4 + 8 / block + 32 / outer**2,
-                       4 + 8 / block + 32 / block**2),
+            # Before "shared": with 64 and 128 the last of those is the number for 64 and 256.
             "fixed": (bits(64, double, outer), bits(block, double, 256), bits(64, double, 256)),
+            "shared": (4 + 8 / block + 32 / outer, 4 + 8 / block + 32 / block,
+                       4 + 8 / block + 32 / (block + outer), 4 + 8 / block + 32 / outer**2),
         }  # fmt: skip
         got = answer(block, double, outer)
         number = as_number(got)

@@ -48,7 +48,8 @@ def error_by_block(errors: Mapping[str, Mapping[int, float]]) -> Figure:
     axes.set_yscale("log")
     axes.set_yticks([10, 20, 50], ["10", "20", "50"])
     axes.minorticks_off()
-    axes.set(xlabel="weights in a block (log2 scale)", ylabel="relative error ‖W − Ŵ‖/‖W‖ (%, log scale)",
+    axes.set(xlabel="weights in a block (log2 scale)",
+             ylabel="relative error ‖W − Ŵ‖/‖W‖ (%, log scale)",
              title="NF4: larger blocks, larger errors")  # fmt: skip
     return figure
 
@@ -101,4 +102,5 @@ def _mark_merged(axes: Axes, places: torch.Tensor, row: int) -> None:
     merged = [one.item() for one in places if (places - one).abs().lt(0.02).sum() > 1]
     if merged:
         axes.annotate(f"{len(merged)} levels", (sum(merged) / len(merged), row), (0, 11),
-                      textcoords="offset points", ha="center", fontsize=8)  # fmt: skip
+                      textcoords="offset points", ha="center", fontsize=8,
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # fmt: skip
