@@ -101,6 +101,6 @@ def _mark_merged(axes: Axes, places: torch.Tensor, row: int) -> None:
     """Say how many levels there are where several look like one."""
     merged = [one.item() for one in places if (places - one).abs().lt(0.02).sum() > 1]
     if merged:
-        axes.annotate(f"{len(merged)} levels", (sum(merged) / len(merged), row), (0, 11),
-                      textcoords="offset points", ha="center", fontsize=8,
-                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # fmt: skip
+        axes.annotate(f"{len(merged)} levels", (max(merged), row), (3, 0), va="center",
+                      textcoords="offset points", fontsize=7,
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3})  # fmt: skip
