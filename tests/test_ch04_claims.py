@@ -351,7 +351,7 @@ def test_levels_over_weights_marks_every_level_and_its_error():
     said = {text.get_text() for text in lower.texts}
     assert {"11.0 %", "9.4 %", "12.0 %"} <= said
     assert [text for text in said if text.endswith("levels")] == ["3 levels"], "FP4's -0, 0, 0"
-    assert any("NF4's levels" in text.get_text() for text in upper.texts)
+    assert any("absmax's levels" in text.get_text() for text in upper.texts)
     assert upper.get_ylabel() and lower.get_xlabel()
     plt.close(figure)
 
