@@ -13,7 +13,7 @@
 # %% [markdown]
 # # NF4 by hand
 #
-# By the end you will have shown that QLoRA's 4-bit format is a few lines of arithmetic: your codes for a layer of a real model are bitsandbytes' codes, all of them. And you will have measured when the format beats its rivals, and when not.
+# By the end you will have shown that QLoRA's 4-bit format is a few lines of arithmetic: your codes for a layer of a real model are bitsandbytes' codes, all of them. And you will have measured when the format beats its rivals.
 #
 # You will be able to:
 #
@@ -24,7 +24,7 @@
 # - compare 4-bit formats fairly, by their error and by the model's loss;
 # - build a layer whose gradient reaches the adapter only, and choose the dtype it computes in.
 #
-# **About 60 minutes · 20 points · any computer.** No GPU and no network are needed. The weights are those of SmolLM2-135M-Instruct; nothing is trained.
+# **About 75 minutes · 20 points · any computer.** No GPU and no network are needed; the first cell may take half a minute. The weights are those of SmolLM2-135M-Instruct, stored in 4 bits once before (section 5); nothing is trained.
 
 # %%
 try:
@@ -55,9 +55,9 @@ LOSSES = "recorded"  # "here" rounds the whole model again (minutes)
 # %% [markdown]
 # ## 1. A scale for every block
 #
-# Four bits tell 16 numbers apart. The plainest choice is whole numbers from −7 to 7, times a scale: the largest magnitude, **absmax**, becomes ±7, and every other weight goes to the nearest whole number. To read a weight, take code / 7 × absmax.
+# Four bits tell 16 numbers apart. The plainest choice is whole numbers from −7 to 7 (15 numbers; one code stays unused so that both sides are alike), times a scale: the largest magnitude, **absmax**, becomes ±7, and every other weight goes to the nearest whole number. A code is read as code / 7 × absmax.
 #
-# Give a real layer one scale for all its weights. What share of them will get the code 0, and come back as nothing? Guess, then run the cell.
+# Give a real layer one scale for all its weights. What share of them will get the code 0? Guess, then run the cell.
 
 # %%
 my_zeros = None  # per cent
@@ -103,7 +103,7 @@ check.absmax_quantize(absmax_quantize)
 # %% [markdown] help="absmax_quantize"
 
 # %%
-def relative_error(original, other):
+def relative_error(original, other):  # norm of all differences / norm of the weights
     return (torch.linalg.norm(original - other) / torch.linalg.norm(original)).item()
 
 row = weight.reshape(-1)
@@ -111,16 +111,17 @@ for block in (len(row), BLOCK):
     codes, absmax = absmax_quantize(row, block)
     back = codes / 7 * absmax.repeat_interleave(block)[: len(row)]
     print(f"blocks of {block:7,}: {len(absmax):6,} constants, "
-          f"{(codes == 0).float().mean():5.1%} zeros, error {relative_error(row, back):.1%}")
+          f"{(codes == 0).float().mean():5.1%} zeros, "
+          f"relative error {relative_error(row, back):.1%}")
 
 # %% [markdown]
-# The **relative error** is the norm of all differences over the norm of the weights, ‖W − Ŵ‖/‖W‖.
+# Fewer zeros, and a smaller **relative error**, ‖W − Ŵ‖/‖W‖.
 #
 # > **In short.** A code is a weight's place in its block's range. One scale for everything serves the largest weight and loses the others; small blocks keep an outlier among its neighbours.
 #
 # ## 2. Sixteen levels
 #
-# Weights look much like draws from a normal distribution: many near zero, few at the ends. Equal steps give every stretch as many codes. The two outermost codes on each side are 4 of 15. What share of normal weights will use these four?
+# Weights look much like draws from a normal distribution: many near zero, few at the ends. Equal steps give every stretch of the range the same number of codes. The two outermost codes on each side are 4 of 15. What share of normal weights will use these four?
 
 # %%
 my_outer = None  # per cent
@@ -133,11 +134,11 @@ predictions.compare("weights with a code of ±6 or ±7", my_outer, outer, "per c
 print(f"of these, the absmax of each block itself: {100 / 64:.1f} per cent")
 
 # %% [markdown]
-# A quarter of the codes for a twentieth of the weights. Better to put levels where weights are. The QLoRA paper (section 3, equation 4) puts them at quantiles: with Q the quantile function of the normal distribution,
+# A quarter of the codes for a twentieth of the weights. Better to put levels where weights are. The QLoRA paper (section 3, equation 4) puts them at quantiles. With Q(p) the number below which a share p of normal draws lies, and i = 0 … 16:
 #
-# qᵢ = ½ (Q(i/17) + Q((i+1)/17)), divided by the largest magnitude.
+# qᵢ = ½ (Q(i/17) + Q((i+1)/17)), then divided by the largest magnitude.
 #
-# Take that at its word:
+# Take that at its word, before the division:
 
 # %%
 edges = torch.special.ndtri(torch.arange(18, dtype=torch.float64) / 17)  # Q(0), Q(1/17) … Q(1)
@@ -147,18 +148,18 @@ table = bnb.get_4bit_type("nf4", device="cpu")  # what bitsandbytes uses
 print("bitsandbytes:", " ".join(f"{level:.3f}" for level in table.tolist()))
 
 # %% [markdown]
-# The ends are infinite, and 15 numbers are left. The paper goes on in words: zero has to be a level, so take the quantiles of each side apart and drop one of the two zeros. These details give its table:
+# The ends are infinite, and 15 numbers are left. The paper adds, in words, that zero has to be a level and that each side has its own quantiles. These details give its table:
 #
-# - Zero is one level, and 15 are left: **8 above it, 7 below**.
-# - Both sides begin at the same probability, the **offset** 1 − ½(1/32 + 1/30): short of 1 by half a step of 1/16 and half a step of 1/15, averaged.
-# - Above, the probabilities go from the offset to ½ (which is zero) in 8 equal steps, and each but the last, ½, gives a level. Below it is the same in 7 steps, with the sign turned.
-# - All is divided by Q(offset), so that the ends are −1 and 1.
+# - Zero is a level; **8 are above it, 7 below**.
+# - Both sides begin at the same probability, the **offset**: 1 minus the mean of 1/32 and 1/30 (half of 1/16, half of 1/15), about 0.968.
+# - Above, the probabilities go from the offset to ½ in 8 equal steps. Q of each is a level, except at ½, where Q is 0. Below it is the same in 7 steps, with the sign turned.
+# - All is divided by Q(offset): the ends are −1 and 1.
 #
 # ### Exercise 4.2 — write `nf_levels`
 #
 # > Difficulty 3/5 · about 10 minutes · 3 points
 #
-# Write it for any number of bits, with n = 2 ** bits levels: 8 becomes n/2, and 32 and 30 become 2n and 2n − 2.
+# Write it for any number of bits, with n = 2 ** bits levels: 8 becomes n/2, 7 becomes n/2 − 1, and 32 and 30 become 2n and 2n − 2.
 
 # %% exercise="nf_levels"
 def nf_levels(bits: int) -> list[float]:
@@ -183,9 +184,9 @@ check.nf_levels(nf_levels)
 # %% [markdown] help="nf_levels"
 
 # %% [markdown]
-# The difference that is left is rounding: bitsandbytes' offset has seven digits.
+# The 2e-07 in the check's line is rounding: bitsandbytes' offset has seven digits.
 #
-# > **In short.** NF4 is not a number format with sign and exponent. It is a list of 16 levels, dense where normal weights are, with an exact zero and one more level above it than below.
+# > **In short.** NF4 has no sign and no exponent. It is a list of 16 levels, dense where normal weights are, with an exact zero and one more level above it than below.
 #
 # ## 3. The nearest level
 #
@@ -221,7 +222,10 @@ def quantize(
 def dequantize(
     codes: torch.Tensor, absmax: torch.Tensor, levels: torch.Tensor, block: int
 ) -> torch.Tensor:
-    """The weights (n,), fp32, that `quantize` gave these codes and constants. Roughly 2 lines."""
+    """The weights (n,), fp32, that `quantize` gave these codes and constants. Roughly 2 lines.
+
+    codes (n,): whole numbers of any integer dtype, `uint8` too.
+    """
     ### BEGIN SOLUTION
     scales = absmax.repeat_interleave(block)[: len(codes)]
     return levels[codes.long()] * scales
@@ -249,7 +253,7 @@ print(f"weights that came back differ by {(back - bnb.dequantize_4bit(packed, st
 print(f"error of the layer: {relative_error(weight, back):.2%}")
 
 # %% [markdown]
-# *And a weight exactly in the middle of two levels?* On the CPU bitsandbytes takes the lower one. What counts as exact depends on the last digit of a division (it multiplies by 1/absmax), and in this layer that decided no code.
+# *And a weight exactly in the middle of two levels?* On the CPU bitsandbytes takes the lower one. What is exact depends on rounding (it multiplies by 1/absmax where you may divide); in this layer that decided no code.
 #
 # Which codes are in use now? Normal weights again, in equal steps and in NF4:
 
@@ -259,15 +263,18 @@ tables = {"absmax": torch.arange(-7, 8) / 7, "NF4": table}
 for name, levels in tables.items():
     codes, _ = quantize(normal, levels, 64)
     shares[name] = torch.bincount(codes.long(), minlength=len(levels)) / len(codes)
+at_offset = NormalDist().inv_cdf(1 - (1/32 + 1/30) / 2)
+largest = normal.reshape(-1, 64).abs().amax(1).mean()
+print(f"absmax, in standard deviations: NF4's offset {at_offset:.2f}, here {largest:.2f}")
 plots.code_usage(shares, tables)
 plt.show()
 
 # %% [markdown]
-# *Alt text: bars of the share of weights with each code, beside a line at 1/16. Equal steps: a bell, 15 per cent at zero and 1 at the ends. NF4: a flatter hill, 9 in the middle and 2 at the ends.*
+# *Alt text: bars of the share of weights with each code, beside a line for equal shares. Equal steps: a bell, 15 per cent at zero and 1 at the ends. NF4: a flatter hill, 9 in the middle and 2 at the ends.*
 #
-# NF4 uses its codes more evenly, yet not evenly. Its offset puts absmax at 1.85 standard deviations; of 64 normal weights the largest is at 2.6 on average.
+# More evenly, yet not evenly. NF4's offset puts absmax at 1.85 standard deviations; of 64 normal weights the largest is at 2.6 on average. So the bell is narrower, in units of absmax, than the table expects, and the outer codes are used less.
 #
-# > **In short.** Quantising divides by the block's absmax and takes the nearest level. Dequantising looks the level up and multiplies. bitsandbytes does nothing else.
+# > **In short.** Quantising divides by the block's absmax and takes the nearest level. Dequantising looks the level up and multiplies. bitsandbytes does the same, and packs two codes into a byte.
 
 # %% [markdown]
 # ## 4. Block size and bits
@@ -287,9 +294,9 @@ plots.error_by_block(errors)
 plt.show()
 
 # %% [markdown]
-# *Alt text: error against block size from 32 to 4,096. For normal weights it rises slowly, from 9 to 11 per cent; for the layer from 9 to 14; with outliers steeply, from 10 to over 50.*
+# *Alt text: error against block size from 32 to 4,096, both axes logarithmic. For normal weights it rises slowly, from 9 to 11 per cent; for the layer from 9 to 14; with outliers steeply, from 10 to over 50.*
 #
-# *Then why not blocks of 32, or of 8?* Because of the constants. In fp32 each costs 32 bits for its block. **Double quantisation** stores them in 8 bits instead; these are quantised in blocks too, of 256 constants, and each *such* block has one constant in fp32.
+# *Then why not blocks of 32, or of 8?* Because of the constants. In fp32 each costs 32 bits. **Double quantisation** stores them in 8 bits, in blocks of 256 constants, and each *such* block has one constant in fp32.
 #
 # ### Exercise 4.4 — write `bits_per_weight`
 #
@@ -300,7 +307,8 @@ def bits_per_weight(block: int, double: bool, constant_block: int = 256) -> floa
     """Bits that one weight takes: its 4-bit code and its share of the constants.
 
     block: weights in a block. double: whether constants are quantised, to 8 bits, in blocks
-    of `constant_block`. Lookup tables and offset, the same for every layer, are left out.
+    of `constant_block`. What a layer has once, whatever its size (lookup tables, the constants'
+    mean), is left out.
     bits_per_weight(128, False) is 4.25. Roughly 3 lines.
     """
     ### BEGIN SOLUTION
@@ -315,7 +323,7 @@ check.bits_per_weight(bits_per_weight)
 # %% [markdown] help="bits_per_weight"
 
 # %% [markdown]
-# What does it cost to round the constants as well? By how many per cent will double quantisation raise the layer's error?
+# By how many per cent will double quantisation raise the layer's error?
 
 # %%
 my_rise = None  # per cent of the error
@@ -328,9 +336,9 @@ for name, double, error in (("fp32 constants", False, plain), ("8-bit constants"
 predictions.compare("rise of the error", my_rise, 100 * (both / plain - 1), "per cent")
 
 # %% [markdown]
-# Almost nothing. Constants are all positive, so bitsandbytes subtracts their mean first (its one offset), and 8 bits are fine enough for the rest.
+# Almost nothing. Constants are positive, so bitsandbytes subtracts their mean first; 8 bits do for the rest.
 #
-# How large is a model? transformers has `get_memory_footprint()`. Take a small Llama, quantised both ways. How much smaller will the footprint be with double quantisation?
+# How large is a model? Take a small Llama, quantised both ways. How much smaller will transformers' `get_memory_footprint()` be with double quantisation?
 
 # %%
 my_gap = None  # kB
@@ -342,12 +350,13 @@ for double in (False, True):
     small = four_bit.quantise(memory.build(config, device="cpu", dtype="bf16"), double_quant=double)
     held = measure.held(small)
     sizes[double] = small.get_memory_footprint()
-    print(f"double quantisation {double!s:5}: footprint {sizes[double] / 1e3:,.0f} kB, "
-          f"constants counted {held['constants'] / 1e3:,.0f} kB")
+    expected = (bits_per_weight(64, double) - 4) * 2 * held["weights_4bit"] / 8  # bytes
+    print(f"double quantisation {double!s:5}: footprint {sizes[double] / 1e3:,.0f} kB, constants "
+          f"counted {held['constants'] / 1e3:,.0f} kB, by exercise 4.4 {expected / 1e3:,.0f} kB")
 predictions.compare("saved, by the footprint", my_gap, (sizes[False] - sizes[True]) / 1e3, "kB")
 
 # %% [markdown]
-# The footprint adds up parameters and buffers. Constants are neither: they hang on the weight as its `quant_state`. So it says the same for both, and too little for either.
+# The footprint adds up parameters and buffers. Constants are neither: they hang on the weight as its `quant_state`. So it says the same for both, and too little for either. (What exercise 4.4 leaves out is lookup tables, a little over 1 KiB for each of 14 layers.)
 #
 # > **In short.** 4 + 32/64 = 4.5 bits a weight; with double quantisation 4 + 8/64 + 32/(64·256) ≈ 4.127. Blocks of 64 keep outliers apart at a price that double quantisation cuts to a quarter.
 #
@@ -396,7 +405,7 @@ check.rank_schemes(rank_schemes)
 # %% [markdown] help="rank_schemes"
 
 # %% [markdown]
-# Now normal weights as a control, three layers of the model, and a linear layer fresh from torch. On the fresh one, how large will NF4's error be beside absmax's?
+# Now normal weights as a control, three layers, and one fresh from torch. On the fresh one, how large will NF4's error be beside absmax's?
 
 # %%
 my_fresh = None  # NF4's error / absmax's error, on the fresh layer
@@ -415,7 +424,7 @@ predictions.compare("NF4 over absmax, fresh layer", my_fresh, last["NF4"] / last
 # %% [markdown]
 # A fresh layer is *uniform*, so equal steps fit it best. NF4 fits weights that look normal, and trained ones do.
 #
-# *Is this model a fair judge?* Its weights were rounded to 4 bits once before: they came in llama.cpp's Q4_1, 16 values equally far apart from the smallest to the largest of every 32 weights. Round them in that grid again:
+# *Is this model a fair judge?* Its weights came in llama.cpp's Q4_1: 16 values equally far apart, from the smallest to the largest of every 32 weights. Round them in that grid again:
 
 # %%
 for name, weights in (("normal", normal), (LAYER, weight)):
@@ -423,7 +432,7 @@ for name, weights in (("normal", normal), (LAYER, weight)):
     print(f"{name:32} Q4_1's own grid: {relative_error(weights, again):.4f}")
 
 # %% [markdown]
-# Nearly no error on the layer, and a usual one on normal weights: on this model, the scheme would win by descent. So it is no rival here (and takes 5 bits a weight: two 16-bit constants for 32 weights). Absmax, FP4 and NF4 have other grids, and the control, which was never rounded, ranks them as the layers do.
+# Nearly no error on the layer: here Q4_1 would win by descent. So it is no rival here (and takes 5 bits a weight: two 16-bit constants for 32 weights). The others have other grids, and the control, never rounded, ranks them as the layers do.
 
 # %%
 scaled = (nn.functional.pad(row, (0, -len(row) % BLOCK)).reshape(-1, BLOCK))
@@ -435,9 +444,9 @@ plt.show()
 # %% [markdown]
 # *Alt text: a bell-shaped histogram of the layer's weights over their block's absmax, with spikes at −1 and 1. Below it the levels of each format: NF4's sixteen are dense in the middle (error 9.4 per cent), FP4's crowd at zero with gaps beside it (12.8), absmax's are equally far apart (11.6).*
 #
-# The spikes are the absmax of each block. (The bumps at ±0.87 are Q4_1's trace: one of its 15 steps away from an end.)
+# The spikes are the absmax of each block: a little over 1 in 64, because in Q4_1's grid two weights can tie. (The bumps just outside ±0.87 and ±0.73 are its trace too: one and two of its 15 steps from an end.)
 #
-# Nobody uses a model for its weights. How much does its *loss* rise when every linear layer is rounded? Guess how many times as much absmax adds as NF4.
+# And the model's *loss*, when every linear layer is rounded? Guess how many times as much absmax adds as NF4.
 
 # %%
 my_ratio = None  # loss added by absmax / loss added by NF4
@@ -445,18 +454,20 @@ my_ratio = None  # loss added by absmax / loss added by NF4
 found = rounding.losses(LOSSES)
 print(f"{found['source']}: {found['tokens']} tokens, {found['loss']:.3f} nats each as it is")
 for name, (more, half) in found["added"].items():
-    print(f"{name:7} adds {more:.3f} ± {half:.3f}")
+    print(f"{name:7} error {found['errors'][name]:.1%}, adds {more:.3f} ± {half:.3f} to the loss")
+for pair, (more, half) in found["apart"].items():
+    print(f"{pair:13} {more:.3f} ± {half:.3f}, token by token")
 ratio = found["added"]["absmax"][0] / found["added"]["NF4"][0]
 predictions.compare("absmax over NF4", my_ratio, ratio, "times")
 
 # %% [markdown]
-# (On a text written for this course; ± is a 95 % interval over its tokens.) Absmax's weights are a quarter further off than NF4's, and its loss rises more than twice as much. FP4 has the *largest* error of the weights and not the largest rise: the two intervals overlap. Errors of weights rank formats roughly; the loss has the last word.
+# (On a text written for this course, in nats: natural-log units of loss. ± is a 95 % interval over its tokens.) Over all layers absmax's weights are a fifth further off than NF4's, and its loss rises about two and a half times as much. FP4's weights are further off still. Which of FP4 and absmax costs more loss is not decided by 695 tokens: the interval of their difference holds 0. That NF4 costs least is decided.
 #
 # > **In short.** On weights that look normal NF4 has the smallest error and costs the least loss; on uniform ones equal steps win. Compare at equal bits, and on weights that no rival has rounded before.
 #
 # ## 6. A QLoRA layer
 #
-# Codes are whole numbers: they have no gradient. A QLoRA layer leaves them alone. Each forward pass dequantises the weight, multiplies, forgets the weight, and adds the LoRA path of chapter 02: y = x Ŵᵀ + (α/r) · x Aᵀ Bᵀ. Gradients pass *through* Ŵ, to the layers below; they stay only in A and B.
+# Codes are whole numbers: they have no gradient. Each forward pass of a QLoRA layer dequantises the weight, multiplies, forgets the weight, and adds the LoRA path of chapter 02: y = x Ŵᵀ + (α/r) · x Aᵀ Bᵀ. Gradients pass *through* Ŵ, to earlier layers; they stay only in A and B.
 #
 # ### Exercise 4.6 — write `QLoRALinear`
 #
@@ -472,8 +483,8 @@ class QLoRALinear(nn.Module):
     """
 
     def __init__(self, codes, absmax, levels, block, shape, A, B, alpha):
-        ### BEGIN SOLUTION
         super().__init__()
+        ### BEGIN SOLUTION
         self.register_buffer("codes", codes)
         self.register_buffer("absmax", absmax)
         self.register_buffer("levels", levels)
@@ -495,7 +506,7 @@ check.qlora_layer(QLoRALinear)
 # %% [markdown] help="qlora_layer"
 
 # %% [markdown]
-# The last choice is the dtype in which the dequantised weight is multiplied, `bnb_4bit_compute_dtype`. Below, the layer gets what it really gets in this model, for a short text. Guess its largest output.
+# The last choice is the dtype in which the dequantised weight is multiplied, `bnb_4bit_compute_dtype`. Below, the layer gets its real input for a short text. Guess its largest output.
 
 # %%
 my_largest = None
@@ -503,20 +514,27 @@ my_largest = None
 seen = []
 hook = model.get_submodule(LAYER).register_forward_pre_hook(lambda module, x: seen.append(x[0]))
 with torch.no_grad():
-    model(base_model.load_tokenizer()("The capital", return_tensors="pt").input_ids.to(model.device))
+    text = base_model.load_tokenizer()("The capital of Norway is Oslo.", return_tensors="pt")
+    model(text.input_ids.to(model.device))
 hook.remove()
-x = seen[0].cpu()
+x = seen[0][0].cpu()  # (tokens, in)
 ours = dequantize(*quantize(row, table, 64), table, 64).reshape(weight.shape)
-predictions.compare("largest output", my_largest, (x @ ours.T).abs().max().item())
-for factor in (1, 4):
-    right = factor * (x @ ours.T)
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        given = ((factor * x).to(dtype) @ ours.to(dtype).T).float()
-        print(f"input × {factor}, {str(dtype)[6:]:9} (up to {torch.finfo(dtype).max:8.2g}): largest "
-              f"{given.abs().max():7,.0f}, error {relative_error(right, given):.5f}")
+right = x @ ours.T
+predictions.compare("largest output", my_largest, right.abs().max().item())
+print("largest of each token:", ", ".join(f"{one:,.0f}" for one in right.abs().amax(1).tolist()))
+
+def errors_of(right, given):
+    later = relative_error(right[1:], given[1:])
+    return f"error {relative_error(right, given):.5f}, without the first token {later:.5f}"
+
+print("NF4:".ljust(24), errors_of(x @ weight.T, right))
+for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    given, larger = (((k * x).to(dtype) @ ours.to(dtype).T).float() for k in (1, 4))
+    name = f"{str(dtype)[6:]} (to {torch.finfo(dtype).max:.1e}):".ljust(24)
+    print(name, errors_of(right, given), f"· input × 4: largest {larger.abs().max():,.0f}")
 
 # %% [markdown]
-# fp16 is the more precise of the two 16-bit types, while it lasts: its largest number is 65,504, and this layer comes within a factor of three of it, always at the first token. Four times the input, and an output is infinite; soon all is `nan`. bf16 has fp32's range with fewer digits, and its error is far below NF4's. So: bf16 where the GPU has it, fp16 where not, fp32 on a CPU.
+# fp16 is the more precise of the two 16-bit types, while it lasts: its largest number is 65,504, and at the first token this layer comes within a factor of three of it. Four times the input, and an output is infinite. bf16 has fp32's range with fewer digits. One huge output hides the rest; without the first token too, bf16's error is far below NF4's. So: bf16 where the GPU has it, fp16 where not, fp32 on a CPU.
 #
 # > **In short.** Dequantise, multiply, forget; add the adapter. The base is a constant that gradients pass through. Choose the compute dtype for its range first.
 #
@@ -534,7 +552,7 @@ quiz.show("04")
 # - **seen** what one outlier costs, where NF4's levels come from, 4.5 and 4.127 bits counted, a footprint that misses the constants, and a fair comparison that NF4 wins on trained weights and loses on uniform ones;
 # - **used** your own quantiser beside bitsandbytes, code for code, and your own QLoRA layer beside bitsandbytes and PEFT.
 #
-# The chapter's figure is the one in section 5, of sixteen levels under the weights of a real layer.
+# The chapter's figure is section 5's: sixteen levels under a real layer's weights.
 #
 # **Limitations.** One small model, rounded once before, and one text for the loss. Formats with two constants a block, such as Q4_1, or fitted to data (GPTQ, AWQ) are another comparison, at other bits and with more work.
 #

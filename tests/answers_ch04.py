@@ -148,7 +148,7 @@ def rank_schemes(weights, schemes, block):
             a = w.abs().max()
             parts.append(levels[(w[:, None] / a - levels).abs().argmin(1)] * a)
         error[name] = torch.linalg.norm(torch.cat(parts) - weights) / weights.norm()
-    return {name: error[name] for name in sorted(error, key=error.get)}
+    return tuple((name, error[name]) for name in sorted(error, key=error.get))
 """,
     ],
     "qlora_layer": [
@@ -319,6 +319,15 @@ def absmax_quantize(weights, block):
     Wrong("absmax_quantize", "length", changed(ABSMAX, (WHOLE, DROPPED)), (1.5, 2)),
     Wrong("absmax_quantize", "length", changed(ABSMAX, (".reshape(-1)[:n]", ".reshape(-1)")),
           (1.5, 2)),
+    # No thought of an incomplete block: torch's exception, and NumPy's.
+    Wrong("absmax_quantize", "length", changed(ABSMAX, (WHOLE, "weights.reshape(-1, block)")),
+          (2,)),
+    Wrong("absmax_quantize", "length", """
+def absmax_quantize(weights, block):
+    blocks = weights.numpy().reshape(-1, block)
+    absmax = np.abs(blocks).max(1)
+    return np.rint(blocks / np.maximum(absmax, 1e-30)[:, None] * 7).reshape(-1), absmax
+""", (2,)),
     Wrong("absmax_quantize", "columns", changed(ABSMAX, (
         WHOLE, "nn.functional.pad(weights, (0, -n % block)).reshape(block, -1).T"))),
     Wrong("absmax_quantize", "columns", changed(ABSMAX, (
@@ -391,6 +400,17 @@ def nf_levels(bits):
     Wrong("quantize", "signed", changed(QUANTIZE, (".abs().amax(1)", ".amax(1)")), (2, 2.5)),
     Wrong("quantize", "length", changed(QUANTIZE, (WHOLE, DROPPED)), (4,)),
     Wrong("quantize", "length", changed(QUANTIZE, ("[:n].to", ".to")), (4,)),
+    Wrong("quantize", "length", changed(QUANTIZE, (WHOLE, "weights.view(-1, block)")), (4,)),
+    Wrong("quantize", "length", changed(QUANTIZE, (
+        "absmax.repeat_interleave(block)[: len(codes)]", "absmax.repeat_interleave(block)")), (3,)),
+    Wrong("quantize", "length", changed(QUANTIZE, (
+        "return levels[codes.long()] * absmax.repeat_interleave(block)[: len(codes)]",
+        "return (levels[codes.long()].reshape(-1, block) * absmax[:, None]).reshape(-1)")), (3,)),
+    # As with int64 codes, whole or block by block.
+    Wrong("quantize", "mask", changed(QUANTIZE, ("codes.long()", "codes")), (3,)),
+    Wrong("quantize", "mask", changed(QUANTIZE, (
+        "return levels[codes.long()] * absmax.repeat_interleave(block)[: len(codes)]",
+        "return torch.cat([levels[c] * a for c, a in zip(codes.split(block), absmax)])")), (3,)),
     Wrong("quantize", "zeros", changed(QUANTIZE, (".clamp(min=1e-30)", "")), (4.5,)),
     Wrong("quantize", "small", changed(QUANTIZE, (
         " * absmax.repeat_interleave(block)[: len(codes)]", "")), (3,)),
@@ -415,6 +435,10 @@ def bits_per_weight(block, double, outer=256):
 def bits_per_weight(block, double, outer=256):
     return 4 + (8 + 32) / block if double else 4 + 32 / block
 """, (1,)),
+    Wrong("bits_per_weight", "shared", """
+def bits_per_weight(block, double, outer=256):
+    return 4 + 8 / block + 32 / outer / outer if double else 4 + 32 / block
+""", (1,)),
     Wrong("bits_per_weight", "fixed",
           "bits_per_weight = lambda block, double, outer=256: 4.127 * 0 + 4 + ("
           "8 / 64 + 32 / (64 * 256) if double else 0.5)"),
@@ -433,6 +457,11 @@ def bits_per_weight(block, double, outer=256):
         "key=lambda pair: pair[1]", "key=lambda pair: -pair[1]")), (1,)),
     Wrong("rank_schemes", "order", changed(RANK, (
         "sorted(errors.items(), key=lambda pair: pair[1])", "list(errors.items())")), (1,)),
+    Wrong("rank_schemes", "kind", changed(RANK, ("return sorted(", "return dict(sorted("), (
+        "pair[1])", "pair[1]))"))),
+    Wrong("rank_schemes", "kind", changed(RANK, (
+        "return sorted(errors.items(), key=lambda pair: pair[1])",
+        "return sorted(errors, key=errors.get)"))),
     Wrong("rank_schemes", "names", changed(RANK, (
         "return sorted(errors.items(), key=lambda pair: pair[1])",
         "return sorted(errors.items(), key=lambda pair: pair[1])[:1]"))),
@@ -468,6 +497,7 @@ def bits_per_weight(block, double, outer=256):
     Wrong("qlora_layer", "scale", changed(LAYER, ("alpha / A.shape[0]", "1"))),
     Wrong("qlora_layer", "scale", changed(LAYER, (
         "alpha / A.shape[0]", "alpha / A.shape[0] ** 0.5"))),
+    Wrong("qlora_layer", "scale", changed(LAYER, ("alpha / A.shape[0]", "alpha / A.shape[1]"))),
     Wrong("qlora_layer", "adapter", changed(LAYER, (
         " + self.scale * (x @ self.A.T @ self.B.T)", ""))),
     Wrong("qlora_layer", "adapter", changed(LAYER, ("x @ weight.T + ", ""))),

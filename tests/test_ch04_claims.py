@@ -194,10 +194,15 @@ def test_the_recorded_losses_are_of_this_model_and_carry_the_conclusions(model):
     losses = rounding.token_losses(model, tokenizer, recorded["text"])
     assert len(losses) == found["tokens"]
     assert losses.mean().item() == pytest.approx(found["loss"], abs=1e-3)
-    (nf4, nf4_half), (fp4, fp4_half), (absmax, half) = (
-        found["added"][name] for name in rounding.SCHEMES)
-    assert absmax > 2 * nf4 and nf4 + nf4_half < min(absmax - half, fp4 - fp4_half)
-    assert abs(absmax - fp4) < half + fp4_half, "not told apart"
+    errors, added, apart = found["errors"], found["added"], found["apart"]
+    assert errors["absmax"] / errors["NF4"] == pytest.approx(1.2, abs=0.02), "a fifth further off"
+    assert 2.4 < added["absmax"][0] / added["NF4"][0] < 2.75, "about two and a half times"
+    assert max(errors, key=errors.get) == "FP4" != max(added, key=lambda one: added[one][0])
+    for pair, (mean, half) in apart.items():
+        worse, better = pair.split(" − ")
+        assert mean == pytest.approx(added[worse][0] - added[better][0], abs=1e-6)
+        assert (mean > half) == (better == "NF4"), "only that NF4 costs least is decided"
+        assert (abs(mean) < half) == (better != "NF4")
     assert {"torch", "transformers"} == set(recorded["versions"]) and recorded["machine"]
 
 
@@ -221,6 +226,33 @@ def test_the_library_step_is_plain_autograd():
     gradients = torch.autograd.grad(output, [x, a, b], upstream.double())
     for got, right in zip((found.output, found.x, found.a, found.b), (output, *gradients)):
         assert torch.allclose(got, right.reshape(-1), atol=1e-4)
+
+
+def test_bf16_costs_far_less_than_nf4_on_the_outputs_of_later_tokens_too(model):
+    seen = []
+    hook = model.get_submodule(LAYER).register_forward_pre_hook(
+        lambda module, given: seen.append(given[0][0]))
+    with torch.no_grad():
+        model(**base_model.load_tokenizer()("The capital of Norway is Oslo.", return_tensors="pt"))
+    hook.remove()
+    (x,), weight = seen, layer(model)
+    ours = rounding.rounded(weight, "NF4")
+    right, half = x @ ours.T, (x.bfloat16() @ ours.T.bfloat16()).float()
+    for rows in (slice(None), slice(1, None)):
+        error = ch04.relative_error((x @ weight.T)[rows], right[rows])
+        assert ch04.relative_error(right[rows], half[rows]) < error / 20
+
+
+def test_the_constants_beyond_4_bits_are_a_lookup_table_a_layer():
+    layer = bnb.nn.Params4bit(torch.randn(64, 256), requires_grad=False, quant_type="nf4").to("cpu")
+    state = layer.quant_state
+    assert 1024 < state.code.nbytes + state.state2.code.nbytes < 1200
+
+
+def test_two_weights_of_a_block_can_tie_in_the_stored_grid(model):
+    blocks = layer(model).reshape(-1, 64).abs()
+    ties = (blocks == blocks.amax(1, keepdim=True)).sum(1)
+    assert 1 < ties.double().mean() < 1.2 and ties.max() > 1
 
 
 def test_the_first_token_brings_fp16_near_its_end_and_bf16_not(model):
@@ -289,16 +321,22 @@ def test_code_usage_draws_the_shares():
         centres = [bar.get_x() + bar.get_width() / 2 for bar in bars]
         assert np.allclose(centres, one) and name in axes.get_title() + axes.get_title("left")
         assert axes.get_xlabel()
+        (even,) = axes.lines
+        assert even.get_ydata()[0] == pytest.approx(100 / len(one)), "as many shares as levels"
+        assert f"1/{len(one)}" in {text.get_text() for text in axes.texts}
     assert "%" in figure.axes[0].get_ylabel()
     plt.close(figure)
 
 
-def test_error_by_block_has_a_log2_axis_and_its_data():
+def test_error_by_block_has_log_axes_its_data_and_names_at_the_ends():
     figure = plots.error_by_block({"normal": {32: 0.08, 64: 0.09}, "layer": {32: 0.1, 64: 0.2}})
     (axes,) = figure.axes
     assert axes.get_xscale() == "log" and axes.xaxis.get_transform().base == 2
     assert [list(line.get_ydata()) for line in axes.lines] == [[8.0, 9.0], [10.0, 20.0]]
     assert "%" in axes.get_ylabel() and "log2" in axes.get_xlabel()
+    assert axes.get_yscale() == "log" and "log" in axes.get_ylabel()
+    assert [(text.get_text(), text.xy) for text in axes.texts] == [
+        ("normal", (64, 9.0)), ("layer", (64, 20.0))]
     assert [text.get_text() for text in axes.get_xticklabels()] == ["32", "64"]
     plt.close(figure)
 
@@ -312,6 +350,8 @@ def test_levels_over_weights_marks_every_level_and_its_error():
     assert [len(line.get_xdata()) for line in marked] == [15, 16, 15]
     said = {text.get_text() for text in lower.texts}
     assert {"11.0 %", "9.4 %", "12.0 %"} <= said
+    assert [text for text in said if text.endswith("levels")] == ["3 levels"], "FP4's -0, 0, 0"
+    assert any("absmax's levels" in text.get_text() for text in upper.texts)
     assert upper.get_ylabel() and lower.get_xlabel()
     plt.close(figure)
 

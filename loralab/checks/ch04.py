@@ -82,7 +82,7 @@ EXERCISES = {
         symptoms={
             "count": Symptom(
                 "Not one level for each code.",
-                "`bits` bits tell 2 ** bits levels apart. How many do you return?",
+                "How many are above zero, and how many below? Does one of your steps land on ½?",
             ),
             "infinite": Symptom(
                 "A level is infinite.",
@@ -129,8 +129,8 @@ EXERCISES = {
             "weight?",
             "Either compare each weight with each level and take `argmin`; or find the middles "
             "between neighbouring levels, and let `torch.bucketize` count how many lie below.",
-            "`dequantize`: a tensor of codes can be an index, `levels[codes]`. Each constant is "
-            "needed `block` times in a row.",
+            "`dequantize`: a tensor of codes can be an index, `levels[codes.long()]`: torch reads "
+            "a `uint8` index as a mask. Each constant is needed `block` times in a row.",
         ),
         symptoms={
             "by_index": Symptom(
@@ -157,7 +157,12 @@ EXERCISES = {
             ),
             "length": Symptom(
                 "Not one code for each weight, or not one constant for each block.",
-                "Fill the last block up before, and cut the codes off after.",
+                "The last block may be incomplete: fill it up before, and cut the codes off after. "
+                "Repeated constants are as many as full blocks hold.",
+            ),
+            "mask": Symptom(
+                "Your codes were taken for a mask.",
+                "torch treats a `uint8` index as true/false. Which dtype is an index?",
             ),
             "zeros": Symptom(
                 "A block of zeros went wrong.",
@@ -199,7 +204,7 @@ EXERCISES = {
                 "They are quantised in blocks as well. What does such a block store in fp32?",
             ),
             "shared": Symptom(
-                "An outer constant serves more weights than that.",
+                "An outer constant serves another number of weights.",
                 "It serves `constant_block` constants, and each of those serves `block` weights.",
             ),
             "fixed": Symptom(
@@ -207,8 +212,8 @@ EXERCISES = {
                 "Your number does not change when `block` or `constant_block` does.",
             ),
             "bytes": Symptom(
-                "Eight times too little: those are bytes.",
-                "The question is for bits.",
+                "Your number is of another unit.",
+                "A code alone takes 4 of the unit that is asked for.",
             ),
         },
     ),
@@ -224,6 +229,11 @@ EXERCISES = {
                 "Your first is not the best.",
                 "Smaller errors are better, and nothing but the error decides. Which name is first "
                 "here, and why?",
+            ),
+            "kind": Symptom(
+                "Not a list of pairs.",
+                "Whoever calls the function goes through a list and finds (name, error). Look at "
+                "the type in its first line. (A dict gives its pairs by `items()`.)",
             ),
             "names": Symptom(
                 "Not the names that were given.",
@@ -252,11 +262,11 @@ EXERCISES = {
             "plain attribute. What learns is an `nn.Parameter`.",
             "`forward`: dequantise, give the weight its shape, multiply; add the two small "
             "products, scaled.",
-            "The path through the frozen weight stays open: gradients pass it, to layers below.",
+            "The path through the frozen weight stays open: gradients pass it, to earlier layers.",
         ),
         symptoms={
             "base": Symptom(
-                "You are training 16-bit weights.",
+                "You are training the base's weights.",
                 "A dequantised weight that requires a gradient gets one as large as itself, and an "
                 "optimizer would update it. Only A and B learn.",
             ),
@@ -276,7 +286,7 @@ EXERCISES = {
             ),
             "blocked": Symptom(
                 "No gradient passes through the frozen weight.",
-                "Frozen means that it does not change. Layers below still learn through it: what "
+                "Frozen means that it does not change. Earlier layers still learn through it: what "
                 "did you put into `no_grad`, or detach?",
             ),
             "scale": Symptom(
@@ -326,6 +336,37 @@ def _pair(exercise: Exercise, case: str, given: Any, names: str) -> tuple[torch.
     return found
 
 
+# What tensors and arrays that do not fit raise. Anything else is the student's own to read.
+MISFITS = (RuntimeError, ValueError, IndexError)
+
+
+def _fits(answer: Callable[..., Any], *given: Any) -> bool:
+    """Whether the answer returns anything for these arguments."""
+    try:
+        answer(*given)
+    except MISFITS:
+        return False
+    return True
+
+
+def _with_blocks(
+    exercise: Exercise, case: str, answer: Callable[..., Any], given: Sequence[Any],
+    full: Sequence[Any] | None,
+) -> Any:  # fmt: skip
+    """`answer(*given)`; "length" where it fails there and not on `full`, the full blocks alone.
+
+    `full` is None where every block is full. Other exceptions stay what they are.
+    """
+    try:
+        return answer(*given)
+    except NotImplementedError:
+        raise
+    except MISFITS as error:
+        if full is None or not _fits(answer, *full):
+            raise
+        raise exercise.wrong(f"{case} raised {type(error).__name__}.", "length") from None
+
+
 def _close(got: torch.Tensor, right: torch.Tensor, tolerance: float = 1e-4) -> bool:
     """Whether two vectors agree, by the size of the right one."""
     if got.shape != right.shape or not bool(torch.isfinite(got).all()):
@@ -360,6 +401,12 @@ def right_weights(
 ) -> torch.Tensor:
     scales = absmax.double().repeat_interleave(block)[: codes.numel()]
     return levels.double()[codes.long()] * scales
+
+
+def _full(row: torch.Tensor, block: int) -> torch.Tensor | None:
+    """What of `row` lies in full blocks; None where that is all of it, or nothing."""
+    rest = len(row) % block
+    return row[:-rest].clone() if rest and len(row) > block else None
 
 
 def clear_of_middles(weights: torch.Tensor, levels: torch.Tensor, block: int) -> torch.Tensor:
@@ -449,7 +496,10 @@ def compare_absmax_quantize(
     exercise = EXERCISES["absmax_quantize"]
     for weights, block in cases:
         case = f"absmax_quantize(<{weights.numel()} weights>, {block})"
-        codes, absmax = _pair(exercise, case, answer(weights.clone(), block), "codes, absmax")
+        full = _full(weights, block)
+        given = _with_blocks(exercise, case, answer, (weights.clone(), block),
+                             None if full is None else (full, block))  # fmt: skip
+        codes, absmax = _pair(exercise, case, given, "codes, absmax")
         right, constants = right_codes(weights, ABSMAX_LEVELS, block)
         right = right.double() - 7
         if len(codes) != len(right):
@@ -640,7 +690,11 @@ def compare_quantize(answer: Callable[..., Any], cases: Iterable[Coded]) -> None
     exercise = EXERCISES["quantize"]
     for one in cases:
         case = f"quantize(<{one.weights.numel()} weights>, levels, {one.block})"
-        given = answer(one.weights.clone(), one.levels.clone(), one.block)
+        full = _full(one.weights, one.block)
+        given = _with_blocks(
+            exercise, case, answer, (one.weights.clone(), one.levels.clone(), one.block),
+            None if full is None else (full, one.levels.clone(), one.block),
+        )  # fmt: skip
         codes, absmax = _pair(exercise, case, given, "codes, absmax")
         if len(codes) != len(one.codes):
             raise exercise.wrong(
@@ -668,7 +722,17 @@ def compare_dequantize(answer: Callable[..., Any], cases: Iterable[Coded]) -> No
     for one in cases:
         n, levels = one.weights.numel(), one.levels.double()
         case = f"dequantize(<{n} codes>, <{len(one.absmax)} constants>, levels, {one.block})"
-        given = answer(one.codes.to(torch.uint8), one.absmax.float(), one.levels.clone(), one.block)
+        rest = (one.absmax.float(), one.levels.clone(), one.block)
+        full = _full(one.codes.to(torch.uint8), one.block)
+        try:
+            given = _with_blocks(
+                exercise, case, answer, (one.codes.to(torch.uint8), *rest),
+                None if full is None else (full, rest[0][: n // one.block], *rest[1:]),
+            )  # fmt: skip
+        except IndexError:  # also what a mask of another length than the table's raises
+            if not _fits(answer, one.codes.long(), *rest):
+                raise
+            raise exercise.wrong(f"{case} raised IndexError.", "mask") from None
         got = vector(given)
         if got is None:
             raise exercise.wrong(f"{case} should be a tensor; it gave {kind_of(given)}.")
@@ -741,9 +805,10 @@ def compare_bits_per_weight(
             "bytes": (right / 8, 0.5),
             "double": (4 + 32 / block,),
             "outer": (4 + 8 / block,),
-            "shared": (4 + 8 / block + 32 / outer, 4 + 8 / block + 32 / block,
-                       4 + 8 / block + 32 / (block + outer)),
+            # Before "shared": with 64 and 128 the last of those is the number for 64 and 256.
             "fixed": (bits(64, double, outer), bits(block, double, 256), bits(64, double, 256)),
+            "shared": (4 + 8 / block + 32 / outer, 4 + 8 / block + 32 / block,
+                       4 + 8 / block + 32 / (block + outer), 4 + 8 / block + 32 / outer**2),
         }  # fmt: skip
         got = answer(block, double, outer)
         number = as_number(got)
@@ -812,15 +877,16 @@ def compare_rank_schemes(
     for one in cases:
         case = f"rank_schemes(<{one.weights.numel()} weights>, {list(one.schemes)}, {one.block})"
         given = answer(one.weights.clone(), dict(one.schemes), one.block)
-        pairs = list(given.items()) if isinstance(given, Mapping) else given
-        if not isinstance(pairs, list | tuple) or len(pairs) > 100 or not all(
-            isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs
+        if not isinstance(given, list | tuple) or len(given) > 100 or not all(
+            isinstance(pair, list | tuple) and len(pair) == 2 for pair in given
         ):
-            raise exercise.wrong(f"{case} should be pairs (name, error); it gave {kind_of(given)}.")
-        names = [pair[0] if isinstance(pair[0], str) else shortened(pair[0]) for pair in pairs]
+            kind = "a dict" if isinstance(given, Mapping) else kind_of(given)
+            said = f"{case} should be a list of pairs (name, error); it gave {kind}."
+            raise exercise.wrong(said, None if given is None else "kind")
+        names = [pair[0] if isinstance(pair[0], str) else shortened(pair[0]) for pair in given]
         if sorted(names) != sorted(one.schemes):
             raise exercise.wrong(f"{case} gave {shortened(names)}.", "names")
-        errors = dict(zip(names, (as_number(pair[1]) for pair in pairs)))
+        errors = dict(zip(names, (as_number(pair[1]) for pair in given)))
         if None in errors.values():
             raise exercise.wrong(f"{case}: each error should be a number.")
         if "order" in what and names != [name for name, _ in one.right]:
@@ -1055,9 +1121,9 @@ def _compare_output(
     x = one.batch()[0].double()
     turned = (x @ weight.reshape(one.shape[1], one.shape[0])).reshape(-1)
     mistakes = {
-        # α or 1/r left out, both, or √r.
+        # α or 1/r left out, both, √r, or the other side of A.
         "scale": [right.base + adapter * factor
-                  for factor in (r, 1 / one.alpha, r / one.alpha, math.sqrt(r))],
+                  for factor in (r, 1 / one.alpha, r / one.alpha, math.sqrt(r), r / one.shape[1])],
         "adapter": [right.base, adapter],
         "layout": [turned, turned + adapter],
     }  # fmt: skip

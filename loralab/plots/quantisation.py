@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from loralab.plots.style import BLACK, BLUE, GREY, ORANGE, SKY, VERMILION
@@ -22,26 +23,34 @@ def code_usage(shares: Mapping[str, torch.Tensor], levels: Mapping[str, torch.Te
     for axes, (name, share) in zip(panels[0], shares.items(), strict=True):
         axes.bar(levels[name].tolist(), (100 * share).tolist(), width=0.045,
                  color=SCHEME_COLOURS[name])  # fmt: skip
-        axes.axhline(100 / 16, color=BLACK, linewidth=1, linestyle="--")
+        even = 100 / len(share)
+        axes.axhline(even, color=BLACK, linewidth=1, linestyle="--")
+        axes.text(1.07, even, f"1/{len(share)}", va="bottom", ha="right", fontsize=9)
         axes.set(title=f"{name}: {len(share)} levels", xlabel="level, times the block's absmax",
                  xlim=(-1.08, 1.08))  # fmt: skip
     panels[0][0].set_ylabel("weights with this code (%)")
-    panels[0][-1].text(1.07, 100 / 16, "1/16", va="bottom", ha="right", fontsize=9)
     return figure
 
 
 def error_by_block(errors: Mapping[str, Mapping[int, float]]) -> Figure:
-    """Relative error (per cent) against the block size, log2 axis; name -> {block: fraction}."""
+    """Relative error (per cent) against the block size, log axes; name -> {block: fraction}."""
     figure, axes = plt.subplots(figsize=(8, 3.8))
     for (name, found), marker in zip(errors.items(), "os^Dv"):
-        axes.plot(list(found), [100 * error for error in found.values()], f"{marker}-", label=name)
+        (line,) = axes.plot(
+            list(found), [100 * error for error in found.values()], f"{marker}-", label=name
+        )
+        last, error = list(found.items())[-1]
+        axes.annotate(name, (last, 100 * error), (8, 0), textcoords="offset points", va="center",
+                      fontsize=10, color=line.get_color())  # fmt: skip
     blocks = sorted({block for found in errors.values() for block in found})
     axes.set_xscale("log", base=2)
     axes.set_xticks(blocks, [str(block) for block in blocks])
+    axes.set_yscale("log")
+    axes.set_yticks([10, 20, 50], ["10", "20", "50"])
     axes.minorticks_off()
-    axes.set(xlabel="weights in a block (log2 scale)", ylabel="relative error ‖W − Ŵ‖/‖W‖ (%)",
-             title="NF4: larger blocks, larger errors", ylim=(0, None))  # fmt: skip
-    axes.legend()
+    axes.set(xlabel="weights in a block (log2 scale)",
+             ylabel="relative error ‖W − Ŵ‖/‖W‖ (%, log scale)",
+             title="NF4: larger blocks, larger errors")  # fmt: skip
     return figure
 
 
@@ -68,11 +77,14 @@ def levels_over_weights(
     for level in levels[first].tolist():
         for axes in (upper, lower):
             axes.axvline(level, color=SCHEME_COLOURS[first], linewidth=0.7, alpha=0.55, zorder=0.5)
+    upper.text(-0.98, 0.97, f"thin lines: {first}'s levels", fontsize=9, va="top",
+               transform=upper.get_xaxis_transform(), color=SCHEME_COLOURS[first])  # fmt: skip
     upper.set(ylabel="density of weights", title=f"{name}: weights, and the levels for them")
     for row, (scheme, places) in enumerate(reversed(levels.items())):
         places = places.unique()
         lower.plot(places, [row] * len(places), "|", markersize=20, markeredgewidth=2.4,
                    color=SCHEME_COLOURS[scheme])  # fmt: skip
+        _mark_merged(lower, places, row)
         lower.text(1.1, row, f"{100 * errors[scheme]:.1f} %", va="center", fontsize=10,
                    color=SCHEME_COLOURS[scheme], fontweight="bold")  # fmt: skip
     lower.text(1.1, len(levels) - 0.3, "error", va="center", fontsize=9)
@@ -85,3 +97,10 @@ def levels_over_weights(
     return figure
 
 
+def _mark_merged(axes: Axes, places: torch.Tensor, row: int) -> None:
+    """Say how many levels there are where several look like one."""
+    merged = [one.item() for one in places if (places - one).abs().lt(0.02).sum() > 1]
+    if merged:
+        axes.annotate(f"{len(merged)} levels", (max(merged), row), (3, 0), va="center",
+                      textcoords="offset points", fontsize=7,
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3})  # fmt: skip
