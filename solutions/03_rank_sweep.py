@@ -24,7 +24,7 @@
 # - keep the size of the update the same when you change the rank;
 # - decide whether two settings differ, from a few runs of each.
 #
-# **About 60 minutes · 20 points · any computer.** No GPU and no network: models are built as shapes only, and the training runs of the last section are recorded ones.
+# **About 75 minutes · 20 points · any computer.** No GPU and no network: models are built as shapes only, and the training runs of the last section are recorded ones.
 
 # %%
 try:

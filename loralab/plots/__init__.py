@@ -13,7 +13,7 @@ from loralab.plots.style import COLOURS, METHOD_NAMES, use_style
 from loralab.plots.training import accuracy_by_run, loss_curve, wilson_interval
 
 __all__ = [
-    "COLOURS", "METHOD_NAMES", "RANKS", "accuracy_by_setting", "accuracy_by_run", "code_usage",
+    "COLOURS", "METHOD_NAMES", "RANKS", "accuracy_by_run", "accuracy_by_setting", "code_usage",
     "counts_by_rank", "error_by_block", "error_by_rank", "fit_grid", "levels_over_weights",
     "loss_curve", "memory_bars", "memory_by_tokens", "memory_sweep", "predicted_against_published",
     "update_by_rank", "use_style", "wilson_interval",
