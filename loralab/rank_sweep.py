@@ -115,13 +115,15 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def table(found: Mapping[str, Sequence[Run]]) -> str:
-    """The configurations as aligned text: parameters trained, tuned learning rate, accuracies."""
-    heads = ("layers and rank", "trained", "learning rate", "exact match of each seed")
-    lines = ["{:27}{:>9}  {:>13}  {}".format(*heads)]
+    """The configurations as aligned text: parameters trained, tuned learning rate, and for each
+    seed the accuracy and the loss of the last steps."""
+    heads = ("layers and rank", "trained", "learning rate", "exact match", "last loss")
+    lines = ["{:27}{:>9}  {:>13}  {:16}  {}".format(*heads)]
     for name, runs in found.items():
         accuracies = "  ".join(f"{run.accuracy:.2f}" for run in runs)
+        losses = "  ".join(f"{last_loss(run):.2f}" for run in runs)
         lines.append(f"{name:27}{runs[0].trainable / 1e6:7.2f} M  "
-                     f"{runs[0].config.learning_rate:13g}  {accuracies}")
+                     f"{runs[0].config.learning_rate:13g}  {accuracies:16}  {losses}")
     machines = sorted({run.machine for runs in found.values() for run in runs})
     return "\n".join([*lines, f"measured on: {'; '.join(machines)}"])
 

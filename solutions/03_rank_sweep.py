@@ -21,7 +21,7 @@
 # - read `LoraConfig`, argument by argument, with the defaults that act if you say nothing;
 # - count, plot and predict trainable parameters, and tell which model a printed count comes from;
 # - say what rank 64 costs in memory, in per cent;
-# - keep the size of the update the same when you change the rank;
+# - keep the factor in front of B·A the same when you change the rank;
 # - decide whether two settings differ, from a few runs of each.
 #
 # **About 75 minutes · 20 points · any computer.** No GPU and no network: models are built as shapes only, and the training runs of the last section are recorded ones.
@@ -49,7 +49,7 @@ from loralab import memory, plots, predictions, quiz, rank_sweep
 from loralab.checks import ch03 as check
 
 # %% tags=["parameters"]
-MODEL = "llama-2-7b"  # any name in memory.ARCHITECTURES, for the question of memory
+MODEL = "llama-2-7b"  # for the question of memory: a model with a q_proj and a v_proj
 
 # %% [markdown]
 # ## 1. Where adapters can go
@@ -65,7 +65,7 @@ for name in ("gpt2", "llama-3.2-1b", "phi-3-mini-4k"):
             print(f"  {path:42}{type(module).__name__:13}weight {tuple(module.weight.shape)}")
 
 # %% [markdown]
-# *So `q_proj` and `v_proj` are no safe choice?* In Llama, yes. In GPT-2 query, key and value are one layer, `c_attn`, and so they are in Phi-3, where it is called `qkv_proj`. GPT-2's layers are not even `nn.Linear`: a `Conv1D` does the same multiplication, with its weight stored the other way round.
+# *Is there always a `q_proj` and a `v_proj`?* In Llama there is. In GPT-2 query, key and value are one layer, `c_attn`, and so they are in Phi-3, where it is called `qkv_proj`. GPT-2's layers are not even `nn.Linear`: a `Conv1D` does the same multiplication, with its weight stored the other way round.
 #
 # And GPT-2 has two layers called `c_proj` in each block. A name is not enough to tell them apart; a path is.
 
@@ -100,7 +100,7 @@ check.find_targets(find_targets)
 # %% [markdown] help="find_targets"
 
 # %% [markdown]
-# Try it on an architecture that this course has not mentioned. What would you write into `target_modules` here, to adapt attention alone?
+# Try it on an architecture that this course has not mentioned. Which of its layers belong to attention?
 
 # %%
 unseen = check.small_model("codegen", hidden_size=64, num_hidden_layers=1, num_attention_heads=4)
@@ -123,7 +123,7 @@ for name in ("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "use_r
 
 # %% [markdown]
 # - `r`: the rank. A is r × in, B is out × r.
-# - `lora_alpha`: what acts is α/r. The default is 8 whatever `r` is; so `r=64` alone shrinks the update eight times.
+# - `lora_alpha`: what acts is α/r. The default is 8 whatever `r` is; so `r=64` alone makes the factor 1/8, where rank 8 has 1.
 # - `lora_dropout`: zeroes part of the adapter's input while training.
 # - `target_modules`: `None` takes PEFT's choice for architectures it knows (q and v for Llama, `c_attn` for GPT-2) and fails for others. `"all-linear"` takes every linear layer but the head. A name is compared with the last parts of each path.
 # - `bias`: whether the layers' own biases are trained too.
@@ -132,7 +132,7 @@ for name in ("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "use_r
 # - `fan_in_fan_out`: the weight is stored as in × out, as in `Conv1D`. PEFT finds out by itself, and warns.
 # - `task_type`: which wrapper the model gets; `"CAUSAL_LM"` for language models.
 #
-# A small piece of code is often printed together with this output: Llama-3.2-1B, `r=8`, on `q_proj` and `v_proj`: "trainable params: 4,194,304 || all params: 1,239,863,296 || trainable%: 0.34". How many will PEFT count?
+# Many texts show this configuration with an output that it does not give. For Llama-3.2-1B with `r=8` on `q_proj` and `v_proj` they print "trainable params: 4,194,304 || all params: 1,239,863,296 || trainable%: 0.34". How many will PEFT count?
 
 # %%
 my_count = None  # trainable parameters
@@ -144,7 +144,7 @@ wrapped.print_trainable_parameters()
 predictions.compare("trained", my_count, wrapped.get_nb_trainable_parameters()[0])
 
 # %% [markdown]
-# A fifth of what is often printed. Section 4 finds out where the other number comes from.
+# A fifth of what they print. Section 4 finds out where the other number comes from.
 #
 # > **In short.** Say `r`, `lora_alpha`, `target_modules` and `task_type`; leave the rest unless you know why. And run what you print.
 #
@@ -186,7 +186,7 @@ check.trainable_counts(trainable_counts)
 
 # %% exercise="plot_counts"
 def plot_counts(ranks: list[int], counts: list[int]) -> plt.Axes:
-    """New axes with counts against ranks, as a line through points; both axes labelled.
+    """New axes with counts against ranks, as points or as a line; both axes labelled.
 
     plot_counts([4, 8], [100, 200]) goes from (4, 100) to (8, 200). Roughly 4 lines.
     """
@@ -207,11 +207,12 @@ RANKS = [4, 8, 16, 32]
 counts = trainable_counts(check.gpt2, dict(target_modules=["c_attn"], fan_in_fan_out=True), RANKS)
 for r, count in zip(RANKS, counts, strict=True):
     print(f"GPT-2, r = {r:2}: {count:9,} trainable parameters")
-plot_counts(RANKS, counts)
+axes = plot_counts(RANKS, counts)
+axes.set(xlim=0, ylim=0, xticks=RANKS)
 plt.show()
 
 # %% [markdown]
-# *Alt text: trainable parameters of GPT-2 against rank: a straight line through 147,456 at rank 4, 294,912 at 8, 589,824 at 16 and 1,179,648 at 32.*
+# *Alt text: trainable parameters of GPT-2 against rank: a straight line from the origin through 147,456 at rank 4 to 1,179,648 at 32.*
 #
 # > **In short.** A straight line through the origin: twice the rank, twice the parameters.
 #
@@ -250,7 +251,8 @@ def models_with(models: dict, names: list[str], r: int, count: int) -> list[str]
     """The models whose layers called by one of `names` have `count` parameters at rank r.
 
     models: {model: {path: (in, out)}}. A layer's name is the part of its path after the last
-    dot. Roughly 6 lines.
+    dot. models_with({"toy": {"h.0.q_proj": (8, 4), "h.0.kq_proj": (8, 4)}}, ["q_proj"], 2, 24)
+    is ["toy"]. Roughly 6 lines.
     """
     ### BEGIN SOLUTION
     found = []
@@ -271,11 +273,12 @@ names = ["q_proj", "v_proj"]
 print("4,194,304:", models_with(check.candidates(), names, 8, 4_194_304))
 for model, layers in check.candidates().items():
     v_proj = next(shape for path, shape in layers.items() if path.endswith(".v_proj"))
-    shapes = [shape for path, shape in layers.items() if path.split(".")[-1] in names]
-    print(f"{model:15}{len(shapes) // 2:3} blocks, v_proj {v_proj!s:14}{predict_count(shapes, 8):10,}")
+    shapes = check.targeted(layers, names)
+    print(f"{model:15}{len(shapes) // 2:3} blocks, v_proj {v_proj!s:14}"
+          f"{predict_count(shapes, 8):10,.0f}")
 
 # %% [markdown]
-# The printed 4,194,304 belongs to Llama-2-7B. Its key and value layers are square; the newer models share each key and value head among several query heads (grouped-query attention), so their `v_proj` is narrower.
+# Of these seven, only Llama-2-7B has the printed number: one model's count, under another's name. Its key and value layers are square; the newer models share each key and value head among several query heads (grouped-query attention), so their `v_proj` is narrower.
 #
 # Now everything at once: four models, two choices of layers, seven ranks.
 
@@ -283,7 +286,8 @@ for model, layers in check.candidates().items():
 curves = {}
 for name in ("gpt2", "llama-3.2-1b", "llama-2-7b", "llama-2-13b"):
     layers = memory.describe(name).linear
-    for choice, wanted in (("attention", {"c_attn", "q_proj", "v_proj"}), ("all linear", None)):
+    for choice, wanted in (("q and v (GPT-2: c_attn)", {"c_attn", "q_proj", "v_proj"}),
+                           ("all linear", None)):
         shapes = [(one.inputs, one.outputs) for one in layers
                   if wanted is None or one.name in wanted]
         curves[name, choice] = [predict_count(shapes, r) for r in plots.RANKS]
@@ -291,9 +295,9 @@ plots.counts_by_rank(curves)
 plt.show()
 
 # %% [markdown]
-# *Alt text: trainable parameters against rank on two logarithmic axes: eight parallel straight lines. From GPT-2 with attention only, 37 thousand at rank 1, to Llama-2-13B with all linear layers, 250 million at rank 64. Llama-2-7B on q and v passes through the marked point, rank 8 and 4,194,304.*
+# *Alt text: trainable parameters against rank on two logarithmic axes: eight parallel straight lines. From GPT-2's c_attn, 37 thousand at rank 1, to Llama-2-13B with all linear layers, 250 million at rank 64. Llama-2-7B on q and v passes through the marked point, rank 8 and 4,194,304.*
 #
-# All lines are parallel, because the count is proportional to r. What moves a line up is the choice of layers: in Llama-2-7B, all linear layers have nearly five times as many parameters as q and v.
+# All lines are parallel, because the count is proportional to r. What moves a line up is the model's size and the choice of layers: in Llama-2-7B, all linear layers have nearly five times as many parameters as q and v.
 #
 # > **In short.** r · Σ(in + out). Nothing else is in it: no α, no dropout, no data.
 #
@@ -309,8 +313,8 @@ plt.show()
 def extra_memory(model: str, method: str, targets, low: int, high: int) -> float:
     """Per cent that the peak of a step is higher at rank `high` than at rank `low`.
 
-    Other settings of memory.estimate keep their defaults. A step of 10 GB against one of
-    12 GB is 20.0. Roughly 3 lines.
+    memory.estimate(model, method, rank=8, targets=targets) is one step, and its peak .total;
+    other settings keep their defaults. 12 GB after 10 GB are 20.0. Roughly 3 lines.
     """
     ### BEGIN SOLUTION
     small, large = (memory.estimate(model, method, rank=r, targets=targets).total
@@ -335,9 +339,9 @@ for method in ("lora", "qlora"):
               f"{extra_memory(MODEL, method, targets, 8, 64):5.1f} % more")
 
 # %% [markdown]
-# Every adapter parameter costs 16 bytes: itself, its gradient and two moments, all in fp32. On q and v of a 7B model rank 64 is 34 million of them, half a GB beside 14 GB. That is more, not much more.
+# From rank 8 to 64, q and v of Llama-2-7B get 29 million more parameters. At this peak each costs 12 bytes (itself and its two moments, in fp32; the gradients are not there yet): 0.35 GB more, on 13.9.
 #
-# *Then the warning is wrong?* As it stands. With adapters on every linear layer there are 160 million, 2.6 GB; and in QLoRA the base they stand beside is four times smaller. There the same step of rank is half as much again.
+# *Then the warning is wrong?* For q and v it is. On every linear layer there are 140 million more, and the peak moves to where their gradients exist too: 2.2 GB. In QLoRA these stand beside a base that is 3.5 times smaller.
 #
 # > **In short.** What rank costs depends on how many layers carry adapters, and on what else is in memory.
 #
@@ -358,11 +362,13 @@ plots.update_by_rank(sizes)
 plt.show()
 
 # %% [markdown]
-# *Alt text: the Frobenius norm of the update against rank, on logarithmic axes, with α = 16. Divided by r it falls, eightfold from rank 1 to rank 64; divided by the root of r it stays level.*
+# *Alt text: the Frobenius norm of the update (the root of the sum of its squared entries) against rank, on logarithmic axes, with α = 16. Divided by r it falls, eightfold from rank 1 to rank 64; divided by the root of r it stays level.*
 #
 # B·A of random matrices grows with √r. Divided by r it shrinks like 1/√r; divided by √r it stays. So comparing ranks at one fixed α compares two things at once.
 #
-# *Is α not just another learning rate?* Nearly, at the start: B's first step is scaled by it. But Adam divides its steps by the gradient's size, so α scales what a step of B *does*, not how long it is. Tune one of the two, and keep the other's rule fixed.
+# *Is α not just another learning rate?* In part. α/r scales the gradients of A and B, but Adam divides that out: a step of B is as long for any α. What that step changes in the output is scaled by α/r. So fix a rule for α, such as α = 2r, and tune the learning rate.
+#
+# Keep two things apart: the factor α/r, and the size of (α/r)·B·A, which also depends on how B·A grows. Here you keep the factor.
 #
 # ### Exercise 3.7 — write `matching_alpha`
 #
@@ -385,13 +391,13 @@ check.matching_alpha(matching_alpha)
 # %% [markdown] help="matching_alpha"
 
 # %% [markdown]
-# > **In short.** "α = 2r" keeps the scale at 2 for every rank. "α = 16" does not.
+# > **In short.** "α = 2r" keeps the factor at 2 for every rank; "α = 16" does not. With rsLoRA a fixed α keeps the size of a random B·A.
 #
 # ## 7. A difference, or noise?
 #
-# Does a higher rank help? Do more layers? Only training answers that, and training has noise. Take chapter 05's task: translate into a language that does not exist, made from a seed. SmolLM2-135M was trained on it for 100 steps with adapters of rank 8 on all linear layers; and with adapters on q and v alone, at the rank that gives them as many parameters. α is 2r for both. Accuracy is the share of 128 unseen sentences that are translated exactly.
+# Does a higher rank help? Do more layers? Only training answers that, and training has noise. This section answers the second question on one task, chapter 05's: translate into a language that does not exist, made from a seed. SmolLM2-135M was trained on it for 100 steps with adapters of rank 8 on all linear layers; and with adapters on q and v alone, at the rank that gives them as many parameters. α is 2r for both. Accuracy is the share of 128 unseen sentences that are translated exactly.
 #
-# Two things make the comparison fair. Each setting has its *own learning rate*: rates half a decade apart were tried until the best had a worse one on either side, judged by the loss of the last steps. (No sentence comes twice, so that is a loss on unseen sentences.) And each was trained from *three seeds*, which decide the order of the data and the start of A.
+# Two things make the comparison fair. Each setting has its *own learning rate*: 0.001, 0.003 and 0.01 were tried, and more until the best had a worse one on either side, judged by the loss of the last steps. (No sentence comes twice, so that is a loss on unseen sentences.) For both it came out as 0.003. And each was trained from *three seeds*, which decide the order of the data and the start of A.
 #
 # With as many parameters, will q and v do as well? Decide before you run the cell.
 
@@ -402,20 +408,20 @@ plots.accuracy_by_setting(chosen)
 plt.show()
 
 # %% [markdown]
-# *Alt text: exact match for two settings with the same number of parameters. Rank 8 on all linear layers: three runs between 0.12 and 0.26, their mean 0.2 with an interval from about 0 to 0.4. Rank 42 on q and v: three runs at 0 or 0.01.*
+# *Alt text: exact match for two settings with the same number of parameters. Rank 8 on all linear layers: three runs between 0.12 and 0.26, their mean 0.20 with an interval from 0.03 to 0.37. Rank 42 on q and v: three runs at 0 or 0.01.*
 #
-# *The three runs of rank 8 differ by a factor of two, in nothing but the seed.* Whoever trains each setting once, and picks the winner, may pick a seed.
+# *The three runs of rank 8 differ by a factor of two, in nothing but the seed.* Whoever trains each setting once may pick a seed.
 
 # %% [markdown]
 # ### Exercise 3.8 — write `difference` and `verdict`
 #
 # > Difficulty 4/5 · about 12 minutes · 3 points
 #
-# From n runs of either setting, what can be said about the difference of their means? With a and b equally many and independent, its 95 % interval is
+# From n runs of each setting, what can be said about the difference of their means? If a and b have equally many runs, none of which depends on another, roughly normal and equally scattered, its 95 % interval is
 #
-# $$\bar a - \bar b \;\pm\; t_{2n-2}\,\sqrt{(s_a^2 + s_b^2)/n}$$
+# > mean of a − mean of b ± t · √((s²ₐ + s²ᵦ) / n)
 #
-# where s² is the variance of the runs, divided by n − 1, and t is Student's factor, which `check.T95[2 * n - 2]` holds. With three runs it is 2.78; the familiar 1.96 is for very many.
+# where s² is the variance of a setting's runs, divided by n − 1, and t is Student's factor for 2n − 2 degrees of freedom: `check.T95[2 * n - 2]`. With three runs it is 2.776; the familiar 1.96 is for very many.
 
 # %% exercise="verdict"
 def difference(a: list[float], b: list[float]) -> tuple[float, float]:
@@ -462,7 +468,7 @@ for name, found in accuracy.items():
 # %% [markdown]
 # With as many parameters, after as many steps, and each at its own learning rate, adapters on all layers are ahead, and more than noise is in it. *Where* they sit matters here, at one and the same size.
 #
-# *And the rank?* Chapter 05 has single runs of it, and a single run has no interval. What rank does to accuracy on this task is left open here, until ranks 1, 4, 16 and 64 have been trained from three seeds each; `loralab record --sweep` does that.
+# *And the rank?* Chapter 05 has single runs of it, and a single run has no interval. What rank does to accuracy on this task is left open here, until ranks 1, 4, 16 and 64 have been trained from three seeds each. `loralab record --sweep` does that, in some hours.
 #
 # > **In short.** Tune each setting, repeat it, and look at the interval of the difference. If it holds 0, say so.
 #
@@ -482,7 +488,7 @@ quiz.show("03")
 #
 # The chapter's figure is the one of eight parallel lines in section 4.
 #
-# **Limitations.** Counts and memory hold for any data. The comparison of section 7 is of one small model on one made-up task, after 100 steps: both settings would get further with more. Half a decade is a coarse grid of learning rates, and the seed that tuned them is one of the three.
+# **Limitations.** Counts and memory hold for any data. The comparison of section 7 is of one small model on one made-up task, after 100 steps: both settings would get further with more. q and v are at the floor of accuracy and hardly scatter: without the assumption of equal scatter (Welch's interval) the difference is −0.36 to −0.03, and their losses, which have no floor, lie as far apart. The grid of learning rates is coarse, and the seed that tuned them is one of the three.
 #
 # **Links**
 #

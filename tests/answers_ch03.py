@@ -61,12 +61,12 @@ def trainable_counts(make_model, settings, ranks):
     "plot_counts": (
         """
 def plot_counts(ranks, counts):
-    figure = plt.figure()
+    plt.figure()
     plt.scatter(ranks, counts)
     plt.xscale("log", base=2)
     plt.xlabel("r")
     plt.ylabel("count")
-    return figure
+    return plt.gca()
 """,
         """
 def plot_counts(x, y):
@@ -346,6 +346,9 @@ def find_targets(model):
     Wrong("verdict", "population", DIFFERENCE
           + "    half = t * ((statistics.pvariance(a) + statistics.pvariance(b)) / n) ** 0.5\n"
           + INTERVAL, (1,)),
+    Wrong("verdict", "stdev", DIFFERENCE
+          + "    half = t * ((statistics.stdev(a) + statistics.stdev(b)) / n) ** 0.5\n" + INTERVAL,
+          (1,)),
     Wrong("verdict", "spread", DIFFERENCE + "    half = t * (va + vb) ** 0.5\n" + INTERVAL, (1,)),
     Wrong("verdict", "one_side", DIFFERENCE + "    half = t * (va / n) ** 0.5\n" + INTERVAL, (1,)),
     Wrong("verdict", "sign", DIFFERENCE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -119,6 +120,14 @@ def test_what_the_chapter_says_of_the_runs():
     assert low > 0
     assert 1.8 < max(accuracy[NAME]) / min(accuracy[NAME]) < 2.5
     assert max(accuracy["q and v, r = 42"]) <= 0.01
+    # Without equal scatter: Welch's degrees of freedom are two here.
+    a, b = accuracy["q and v, r = 42"], accuracy[NAME]
+    spread = [statistics.variance(values) / len(values) for values in (a, b)]
+    degrees = sum(spread) ** 2 / sum(one**2 / 2 for one in spread)
+    assert degrees == pytest.approx(2, abs=0.05)
+    middle = statistics.mean(a) - statistics.mean(b)
+    half = ch03.T95[2] * math.sqrt(sum(spread))
+    assert (middle - half, middle + half) == pytest.approx((-0.36, -0.03), abs=0.005)
 
 
 def test_an_interval_of_three_runs():

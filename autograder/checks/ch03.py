@@ -229,7 +229,7 @@ def _runs(draw: random.Random, side: int, n: int) -> visible.Compared:
                 for low, high in (sorted((draw.random(), draw.random())) for _ in "ab"))
         low, high = visible.interval(a, b)
         width, middle = high - low, (low + high) / 2
-        if width < 0.02 or min(abs(low), abs(high)) < 0.1 * width or abs(middle) < 0.1 * width:
+        if width < 0.1 or min(abs(low), abs(high)) < 0.1 * width or abs(middle) < 0.1 * width:
             continue
         if side == (low > 0) - (high < 0):
             return a, b

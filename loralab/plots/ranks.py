@@ -79,7 +79,7 @@ def accuracy_by_setting(chosen: Mapping[str, Sequence[Any]]) -> Figure:
     axes.set_yticks(range(len(chosen)), list(reversed(chosen)))
     axes.set(xlim=(-0.02, 1), ylim=(-0.6, len(chosen) - 0.4),
              xlabel="exact match on held-out sentences")
-    axes.set_title("Three seeds each, at its own learning rate")
+    axes.set_title("Three seeds each, at their own learning rates")
     axes.grid(axis="x")
     axes.grid(False, axis="y")
     figure.legend(handles=[
