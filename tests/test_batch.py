@@ -532,8 +532,10 @@ def test_ctrl_c_ends_every_process_in_seconds_and_in_silence(root, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(
         project=str(paths.PROJECT), tests=str(Path(__file__).parent), root=str(root)))
+    # A shell's background job ignores the signal, and so would its children.
     process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True, start_new_session=True)
+                               stderr=subprocess.PIPE, text=True, start_new_session=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     assert process.stdout.readline().strip() in {f"s{number}" for number in range(200)}
     family = psutil.Process(process.pid).children(recursive=True)
     began = time.monotonic()
