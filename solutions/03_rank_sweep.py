@@ -60,9 +60,9 @@ MODEL = "llama-2-7b"  # for the question of memory: a model with a q_proj and a 
 for name in ("gpt2", "llama-3.2-1b", "phi-3-mini-4k"):
     model = memory.build(name)  # shapes, no weights
     print(f"\n{name}: {type(model).__name__}")
-    for path, module in model.named_modules():
-        if ".0." in path and hasattr(module, "weight"):
-            print(f"  {path:42}{type(module).__name__:13}weight {tuple(module.weight.shape)}")
+    for path, part in model.named_modules():
+        if ".0." in path and hasattr(part, "weight"):
+            print(f"  {path:42}{type(part).__name__:13}weight {tuple(part.weight.shape)}")
 
 # %% [markdown]
 # *Is there always a `q_proj` and a `v_proj`?* In Llama there is. In GPT-2 query, key and value are one layer, `c_attn`, and so they are in Phi-3, where it is called `qkv_proj`. GPT-2's layers are not even `nn.Linear`: a `Conv1D` does the same multiplication, with its weight stored the other way round.
@@ -355,7 +355,7 @@ for use_rslora, norms in sizes.items():
     for r in plots.RANKS:
         torch.manual_seed(r)
         layer = get_peft_model(nn.Sequential(nn.Linear(512, 512)), LoraConfig(
-            r=r, lora_alpha=16, target_modules=["0"], use_rslora=use_rslora)).base_model.model[0]
+            r=r, use_rslora=use_rslora, target_modules=["0"], lora_alpha=16)).base_model.model[0]
         nn.init.normal_(layer.lora_B["default"].weight, std=0.01)
         norms.append(layer.get_delta_weight("default").norm().item())
 plots.update_by_rank(sizes)
