@@ -112,7 +112,7 @@ def record(
     unknown = sorted(set(names or ()) - set(known))
     if unknown:
         raise CourseError(
-            f"No run is called {', '.join(unknown)}.", f"There are: {', '.join(known)}."
+            f"No run is called {', '.join(unknown)}.", f"There are: {'; '.join(known)}."
         )
     if sweep:
         for name, run in rank_sweep.record(names or ()):
