@@ -2,7 +2,7 @@
 # GNU make 3.81 (macOS) is enough.
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test notebooks grade bench environment lock
+.PHONY: help lab test notebooks grade bench bench-gpu environment lock
 
 # The first Python that is new enough; `make lab PYTHON=…` chooses another.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -18,6 +18,7 @@ help:
 	@echo "make notebooks    build notebooks/ from solutions/"
 	@echo "make grade        grade a class folder: make grade ARGS=\"--class DIR 01\""
 	@echo "make bench        compare the grader with stock nbgrader and otter-grader"
+	@echo "make bench-gpu    measure memory and speed on a GPU, beside what was predicted"
 	@echo "make lock         resolve the locks anew from pyproject.toml"
 	@echo
 	@echo "ARGS=... is passed on:     make lab ARGS=--no-browser"
@@ -41,6 +42,9 @@ grade: environment
 
 bench: environment
 	@.venv/bin/python -m tests.bench $(ARGS)
+
+bench-gpu: environment
+	@.venv/bin/python -m tests.bench.gpu $(ARGS)
 
 lock: environment
 	@.venv/bin/python .ci/lock.py

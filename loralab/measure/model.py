@@ -13,14 +13,17 @@ from loralab.measure.needed import needed
 from loralab.memory.settings import Settings
 
 
-def loaded(settings: Settings, device: torch.device) -> nn.Module:
+def loaded(settings: Settings, device: torch.device, int8: bool = False) -> nn.Module:
     """The base model on the device, quantised for QLoRA: what `from_pretrained` gives.
 
-    Never on the device as a whole before it is quantised: one layer's weights at a time.
+    Never on the device as a whole before it is quantised: one layer's weights at a time. `int8`:
+    with bitsandbytes' 8-bit layers, which are measured only; no prediction knows them.
     """
     model = _without_weights(settings)
     if settings.method == "qlora":
         _quantise(model, settings, device)
+    if int8:
+        _quantise_int8(model, settings, device)
     _fill(model, device)
     for module in model.modules():
         for name, buffer in module._buffers.items():
@@ -92,6 +95,28 @@ def _quantise(model: nn.Module, settings: Settings, device: torch.device) -> Non
     model.is_loaded_in_4bit = True
     if device.type == "cpu":
         keep_weights_intact(model)
+
+
+def _quantise_int8(model: nn.Module, settings: Settings, device: torch.device) -> None:
+    """Put bitsandbytes' 8-bit layers in (LLM.int8()), quantised one after the other."""
+    needed("bitsandbytes", "int8 weights")
+    import bitsandbytes as bnb
+
+    # They are quantised on their way from the CPU, where drawing is slow: one for each shape.
+    drawn: dict[tuple[int, int], torch.Tensor] = {}
+    for layer in settings.arch.linear:
+        old = model.get_submodule(layer.path)
+        with torch.device("meta"):
+            new = bnb.nn.Linear8bitLt(
+                layer.inputs, layer.outputs, bias=old.bias is not None, has_fp16_weights=False)
+        shape = (layer.outputs, layer.inputs)
+        if shape not in drawn:
+            drawn[shape] = _random(shape, settings.dtype, torch.device("cpu"))
+        new.weight = bnb.nn.Int8Params(
+            drawn[shape].clone(), requires_grad=False, has_fp16_weights=False).to(device)
+        new.bias = old.bias
+        model.set_submodule(layer.path, new)
+    model.is_loaded_in_8bit = True
 
 
 def _fill(model: nn.Module, device: torch.device) -> None:

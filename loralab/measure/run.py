@@ -33,7 +33,8 @@ def run(
     """Measure one training and return the record, which is plain data for JSON.
 
     `given`: "model", "method" and settings as in `loralab.memory.settings`; a model may also be a
-    configuration in full, as an object. `device`: "cuda" where there is one, else "cpu".
+    configuration in full, as an object. "int8": true stands for 8-bit base weights under LoRA,
+    which are measured and not predicted. `device`: "cuda" where there is one, else "cpu".
     All sizes are bytes. `status`: "ok"; "out of memory", with the stage in which it ran out;
     "unsupported" or "failed", with the reason. Raises nothing of its own.
     """
@@ -48,9 +49,15 @@ def run(
             raise CourseError(f"{steps} steps show no training.",
                               "Two or more: the first one makes the optimizer's states.")
         settings = settings_of(given)
+        int8 = bool(given.get("int8"))
+        if int8 and settings.method != "lora":
+            raise CourseError("8-bit weights are measured under LoRA only.", 'method="lora"')
+        predict = predict and not int8
         record["settings"] = settings.described() | {"model": given.get("model")}
+        if int8:
+            record["settings"]["int8"] = True
         with quiet():
-            train(settings, place, steps, measured)
+            train(settings, place, steps, measured, int8=int8)
     except Exception as error:
         status, reason = _what_went_wrong(error)
         record |= {"status": status, "reason": reason, "stage": _after(stages)}
@@ -71,7 +78,8 @@ def _device(named: str | None) -> torch.device:
 
 def settings_of(given: Mapping[str, Any]) -> Settings:
     """Settings as `memory.settings` checks them. Raises CourseError."""
-    rest = {name: value for name, value in given.items() if name not in ("model", "method")}
+    rest = {name: value for name, value in given.items()
+            if name not in ("model", "method", "int8")}
     return chosen(configured(given.get("model")), given.get("method", "qlora"), rest)
 
 
@@ -94,7 +102,7 @@ def configured(named: Any) -> Any:
 
 def train(
     settings: Settings, device: torch.device, steps: int, measured: dict[str, Any],
-    meter: meters.Cuda | meters.Followed | None = None,
+    meter: meters.Cuda | meters.Followed | None = None, int8: bool = False,
 ) -> None:  # fmt: skip
     """Train for some steps, and write into `measured` as far as it comes."""
     stages, seconds = measured.setdefault("stages", {}), []
@@ -107,7 +115,7 @@ def train(
     meter = meter or meters.meter(device)
     measured["counted_by"] = meter.counted_by
 
-    made = model.loaded(settings, device)
+    made = model.loaded(settings, device, int8)
     meter.know(meters.in_memory(made))
     stages["loaded"] = meter.read()
     made = model.ready(made, settings)
