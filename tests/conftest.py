@@ -11,12 +11,32 @@ import signal
 import sys
 from pathlib import Path
 
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    # Before torch is imported, here and in what tests start: the cores are shared.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
 import pytest
 
 from autograder.authoring.execute import with_parameters
 from autograder.authoring.markers import source_notebook
 from autograder.authoring.release import chapters, release_notebook
 from course import Course
+
+
+# The suite runs in as many processes as there are cores; a file's tests share what they build, so
+# one process has all of them. Files that wait for the same training, listen on the same port, or
+# fill the same folder run in one process too.
+TOGETHER = {
+    "test_chapters": "chapters", "test_grading": "chapters", "browser": "chapters",
+    "attacks": "attacks", "test_bench": "attacks",
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        inside = item.path.relative_to(Path(__file__).parent)
+        name = inside.parts[0].removesuffix(".py")
+        item.add_marker(pytest.mark.xdist_group(TOGETHER.get(name, str(inside))))
 
 
 def pytest_configure(config):
