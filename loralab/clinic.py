@@ -131,8 +131,9 @@ def padded(pairs: Sequence[tuple[str, str]], side: str = "right") -> dict[str, t
 
 
 def train(
-    model: torch.nn.Module, rate: float, steps: int = 40, seed: str = "data", schedule: str = "linear"
-) -> list[float]:
+    model: torch.nn.Module, rate: float, steps: int = 40, seed: str = "data",
+    schedule: str = "linear",
+) -> list[float]:  # fmt: skip
     """Train what requires a gradient on answers to sums, with AdamW; the loss at each step.
 
     The sums are learnt as far as the form of an answer goes, which is what adapters of a random

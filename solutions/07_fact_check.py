@@ -254,7 +254,7 @@ plt.show()
 # %% [markdown]
 # *Alt text: thirteen claims in rows; measured divided by claimed on a log axis for the six that name a number. 250× lies on the line at 1; three_times at 1.3, α at 2, the product at 4 and the printed count at 0.2 lie off it; the QLoRA table is a bar from 0.8 to 2.7. Numbers and verdicts stand at the right: one holds, seven depend, five are wrong.*
 #
-# Right of the line the lesson promises too much, left of it too little. LoRA's mean is *below* QLoRA's here, in two runs each: nothing is decided by that.
+# Right of the line more was measured than the lesson says, left of it less. LoRA's mean is *below* QLoRA's here, in two runs each: nothing is decided by that.
 
 # %% [markdown]
 # > **In short.** Five errors, one rounding, seven missing settings. The missing settings are the expensive ones: nothing in the sentence warns you.
@@ -343,7 +343,7 @@ check.widen(widen)
 #
 # > Difficulty 1/5 · about 3 minutes · 1.5 points
 #
-# *Symptom.* No error, no NaN, and a loss like a flat line. Chapter 05 has recorded such a run on the real model: after 160 steps the loss is 8.5, where a healthy one has 0.07.
+# *Symptom.* No error, no NaN, and a loss like a flat line. Chapter 05 has recorded such a run on the real model: at the end of 160 steps the loss is 8.5, where a healthy one has 0.07.
 
 # %%
 def arguments_broken(folder, steps):

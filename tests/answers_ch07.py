@@ -28,14 +28,16 @@ CELLS = dict(re.findall(CELL.format("exercise"), SOURCE, re.S | re.M))
 logging.disable_progress_bar()  # as the notebook's first cell does
 IMPORTS = {
     "torch": torch, "nn": nn, "bnb": bnb, "statistics": statistics, "memory": memory,
-    "clinic": clinic, "claims": claims, "training": training, "quiet": quiet, "LoraConfig": LoraConfig,
+    "clinic": clinic, "claims": claims, "training": training, "quiet": quiet,
+    "LoraConfig": LoraConfig,
     "PeftModel": PeftModel, "get_peft_model": get_peft_model, "SFTConfig": SFTConfig,
     "AutoModelForCausalLM": AutoModelForCausalLM, "BitsAndBytesConfig": BitsAndBytesConfig,
     "DataCollatorForLanguageModeling": DataCollatorForLanguageModeling,
 }  # fmt: skip
 # The patients, which the notebook shows.
 for name in ("adapt", "widen", "arguments", "example", "labels", "deploy"):
-    found = re.search(rf"^(NAMES = .*?\n\n)?def {name}_broken.*?(?=\n\n|\n[a-z])", SOURCE, re.S | re.M)
+    patient = rf"^(NAMES = .*?\n\n)?def {name}_broken.*?(?=\n\n|\n[a-z])"
+    found = re.search(patient, SOURCE, re.S | re.M)
     exec(found.group(), IMPORTS)
 
 
@@ -59,7 +61,7 @@ def memory_rulings(model, batch, seq):
     return {"three_times": ["wrong", 16 * n / 1e9], "table": ["depends", low / 1e9, "batch"],
             "rank_64": ["depends", (high / low - 1) * 100, "targets"]}
 """,
-        changed("memory_rulings", ('"targets"', '"batch"'), ('("wrong", full', '("wrong", 1.0 * full')),
+        changed("memory_rulings", ('"targets"', '"batch"')),
     ),
     "count_rulings": (
         """
@@ -125,7 +127,7 @@ def arguments(folder, steps):
     config.learning_rate = 1e-3
     return config
 """,
-        changed("arguments", ("learning_rate=3e-3", "learning_rate=1e-2, lr_scheduler_type='cosine'")),
+        changed("arguments", ("3e-3", "1e-2, lr_scheduler_type='cosine'")),
         changed("arguments", ("learning_rate=3e-3", "learning_rate=2e-3, warmup_steps=3")),
     ),
     "example": (
@@ -215,7 +217,8 @@ WRONG = [
     rule(MEMORY, "verdict", ('("depends", peaks[0]', '("wrong", peaks[0]')),
     rule(MEMORY, "setting", ('"batch")', '"rank")')),
     rule(MEMORY, "setting", (', "batch")', ")")),
-    rule(MEMORY, "three", ("full.static / memory.GB", "3 * 4 * memory.describe(model).parameters / 1e9")),
+    rule(MEMORY, "three", (
+        "full.static / memory.GB", "3 * 4 * memory.describe(model).parameters / 1e9")),
     rule(MEMORY, "half", ('"full", dtype="fp32"', '"full"')),
     rule(MEMORY, "unit", ("full.static / memory.GB", "full.static / memory.GiB")),
     rule(MEMORY, "unit", ("peaks[0] / memory.GB", "peaks[0]")),
@@ -233,7 +236,7 @@ WRONG = [
     rule(COUNT, "inverse", ('layer.scaling["default"]', "r / alpha")),
     rule(COUNT, "rank_multiple", ("alpha / (2 * r)", "alpha / r")),
     rule(COUNT, "square", ("wrapped.get_nb_trainable_parameters()[0]",
-                           "wrapped.config.num_hidden_layers * 2 * r * 2 * wrapped.config.hidden_size")),
+                           "4 * r * wrapped.config.num_hidden_layers * wrapped.config.hidden_size")),
     rule(COUNT, "all", ("wrapped.get_nb_trainable_parameters()[0]",
                         "sum(p.numel() for p in wrapped.parameters())")),
     rule(LIBRARY, "form", ('"eight_bit": ', '"8bit": ')),
@@ -259,7 +262,7 @@ WRONG = [
     rule(QUALITY, "fp4", ('merged, quant_type="nf4"', "merged")),
 
     Wrong("adapt", "kind", "def adapt(model): return LoraConfig(r=8, target_modules='all-linear')"),
-    Wrong("adapt", "kind", "def adapt(model): get_peft_model(model, LoraConfig(target_modules='all-linear'))"),
+    Wrong("adapt", "kind", changed("adapt", ("return get_peft", "get_peft"))),
     Wrong("adapt", "some", "adapt = adapt_broken", also=("other_model",)),
     Wrong("adapt", "some", "def adapt(model): return model", also=("other_model",)),
     Wrong("adapt", "other_model", """
@@ -288,7 +291,7 @@ def adapt(model):
     Wrong("widen", "rslora", changed("widen", ("2 * r", "8, use_rslora=True"))),
     Wrong("widen", "scale", changed("widen", ("2 * r", "r"))),
     Wrong("widen", "scale", changed("widen", ("2 * r", "r * r"))),
-    Wrong("widen", "rank", changed("widen", ("r=r, lora_alpha=2 * r", "r=2 * r, lora_alpha=4 * r"))),
+    Wrong("widen", "rank", changed("widen", ("r=r, ", "r=2 * r, "))),
     Wrong("widen", "layers", changed("widen", ('["q_proj", "v_proj"]', '"all-linear"'))),
 
     Wrong("arguments", "kind", "def arguments(folder, steps): return {'learning_rate': 1e-3}"),
@@ -339,10 +342,11 @@ def example(q, a):
     Wrong("make_labels", "eos", "make_labels = labels_broken"),
     Wrong("make_labels", "eos", changed("make_labels", (
         "(attention_mask == 1)", "(input_ids != clinic.tokenizer().pad_token_id)"))),
-    Wrong("make_labels", "prompt", changed("make_labels", (" & (place > prompt_lengths[:, None])", ""))),
+    Wrong("make_labels", "prompt", changed("make_labels", (
+        " & (place > prompt_lengths[:, None])", ""))),
     Wrong("make_labels", "prompt", changed("make_labels", (
         "place > prompt", "place >= prompt"))),
-    Wrong("make_labels", "padding", changed("make_labels", ("(attention_mask == 1) & ", "")), also=("side",)),
+    Wrong("make_labels", "padding", changed("make_labels", ("(attention_mask == 1) & ", ""))),
     Wrong("make_labels", "side", changed("make_labels", (
         "attention_mask.cumsum(1)", "torch.ones_like(attention_mask).cumsum(1)")), (1,)),
     Wrong("make_labels", "shifted", changed("make_labels", (
@@ -354,9 +358,13 @@ def example(q, a):
     Wrong("deploy", "four_bit", "deploy = deploy_broken"),
     Wrong("deploy", "unmerged", changed("deploy", (".merge_and_unload()", ""))),
     Wrong("deploy", "lost", changed("deploy", (".merge_and_unload()", ".unload()"))),
-    Wrong("deploy", "lost", "def deploy(base, adapter): return AutoModelForCausalLM.from_pretrained(base)"),
+    Wrong("deploy", "lost", """
+def deploy(base, adapter): return AutoModelForCausalLM.from_pretrained(base)
+"""),
     Wrong("deploy", "twice", changed("deploy", (
-        "return PeftModel", "model = PeftModel.from_pretrained(model, adapter).merge_and_unload()\n    return PeftModel"))),
+        "return PeftModel",
+        "model = PeftModel.from_pretrained(model, adapter).merge_and_unload()\n"
+        "    return PeftModel"))),
     Wrong("deploy", "rounded", changed("deploy", ("torch.float32", "torch.bfloat16"))),
 ]  # fmt: skip
 

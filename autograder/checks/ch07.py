@@ -132,7 +132,8 @@ def adapt(student: Student, draw: random.Random, personal: Personal) -> list[Par
         return _as_here(report)(f"{MODULE}.Case(*{(case.kind, case.sizes, case.renamed)!r}).make()")
 
     def case(kind: str, renamed: Sequence[tuple[str, str]] = ()) -> visible.Case:
-        sizes = visible.small_sizes(draw.choice((2, 4)), draw.randrange(1, 4), draw.randrange(40, 90))
+        heads, layers = draw.choice((2, 4)), draw.randrange(1, 4)
+        sizes = visible.small_sizes(heads, layers, draw.randrange(40, 90))
         return visible.Case(kind, sizes, tuple(renamed))
 
     names: set[str] = set()
@@ -182,7 +183,8 @@ CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 
 
 def _word(draw: random.Random) -> str:
-    return "".join(draw.choice(CONSONANTS) + draw.choice(VOWELS) for _ in range(draw.randrange(2, 4)))
+    syllables = range(draw.randrange(2, 4))
+    return "".join(draw.choice(CONSONANTS) + draw.choice(VOWELS) for _ in syllables)
 
 
 @trusted("example")

@@ -770,7 +770,8 @@ def compare_widen(ask: Callable[[int, str], Any], cases: Sequence[tuple[int, str
     for r, seed in cases:
         name = f"widen(model, {r})"
         layers = _report_of(exercise, name, ask(r, seed), "layers")
-        layers = [one for one in layers if isinstance(one, Mapping)] if isinstance(layers, list) else []
+        layers = layers if isinstance(layers, list) else []
+        layers = [one for one in layers if isinstance(one, Mapping)]
         if {str(one.get("path")) for one in layers} != wanted:
             raise exercise.wrong(f"{name}: {len(layers)} layers have adapters.", "layers")
         factors[r] = _factor(exercise, name, layers, r, seed)
@@ -854,7 +855,8 @@ def compare_arguments(ask: Callable[[int], Any], cases: Iterable[int]) -> float:
         if rate is None or not 0 < rate < 1e6:
             raise exercise.wrong(f"{name}: {shortened(rate)} is no learning rate.", "kind")
         if as_number(fields.get("max_steps")) != steps:
-            raise exercise.wrong(f"{name}: max_steps is {shortened(fields.get('max_steps'))}.", "steps")
+            said = shortened(fields.get("max_steps"))
+            raise exercise.wrong(f"{name}: max_steps is {said}.", "steps")
         schedule = fields.get("schedule")
         schedule = schedule if isinstance(schedule, str) and schedule in SCHEDULES else "linear"
         said = f"{name}: the learning rate is {rate:g}"
@@ -862,7 +864,8 @@ def compare_arguments(ask: Callable[[int], Any], cases: Iterable[int]) -> float:
             raise exercise.wrong(f"{said}.", "default")
         loss = last_loss(rate, steps, schedule)
         if not loss < LEARNT:
-            raise exercise.wrong(f"{said}, and the tiny model's loss ends at {loss:.2f}.", "low")
+            raise exercise.wrong(f"{said}, and the tiny model's loss ends at {loss:.2f}.",
+                                 "high" if rate > 1e-2 else "low")
         if rate > 1e-2 and (less := last_loss(rate / 10, steps, schedule)) < loss:
             raise exercise.wrong(f"{said}: {loss:.2f}; at a tenth of it {less:.2f}.", "high")
     return loss

@@ -29,7 +29,7 @@ def claimed_and_measured(
     claims = sorted((name for name in CLAIMS if name in rulings),
                     key=lambda name: CLAIMS[name].number is None)  # fmt: skip
     figure, (axes, words) = plt.subplots(
-        1, 2, figsize=(9.6, 0.34 * len(claims) + 1.7), width_ratios=[1, 0.85], sharey=True
+        1, 2, figsize=(9.9, 0.34 * len(claims) + 1.7), width_ratios=[1, 0.92], sharey=True
     )
     for row, name in enumerate(reversed(claims)):
         verdict, number, *setting = rulings[name]
@@ -46,8 +46,8 @@ def claimed_and_measured(
                       bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
         words.text(0, row, verdict + (f": {setting[0]}" if setting else ""), va="center",
                    fontsize=9, color=colour, fontweight="bold")  # fmt: skip
-        words.text(0.62, row, said, va="center", fontsize=9)
-    words.set(xlim=(0, 1.45))
+        words.text(0.7, row, said, va="center", fontsize=9)
+    words.set(xlim=(0, 1.55))
     words.set_axis_off()
     axes.axvline(1, color=BLACK, linewidth=1)
     axes.set_xscale("log")
