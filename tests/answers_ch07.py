@@ -235,8 +235,9 @@ WRONG = [
     rule(COUNT, "no_scale", ('layer.scaling["default"]', "1.0")),
     rule(COUNT, "inverse", ('layer.scaling["default"]', "r / alpha")),
     rule(COUNT, "rank_multiple", ("alpha / (2 * r)", "alpha / r")),
-    rule(COUNT, "square", ("wrapped.get_nb_trainable_parameters()[0]",
-                           "4 * r * wrapped.config.num_hidden_layers * wrapped.config.hidden_size")),
+    rule(COUNT, "square", (
+        "wrapped.get_nb_trainable_parameters()[0]",
+        "4 * r * wrapped.config.num_hidden_layers * wrapped.config.hidden_size")),
     rule(COUNT, "all", ("wrapped.get_nb_trainable_parameters()[0]",
                         "sum(p.numel() for p in wrapped.parameters())")),
     rule(LIBRARY, "form", ('"eight_bit": ', '"8bit": ')),
