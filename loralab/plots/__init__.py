@@ -4,6 +4,7 @@ Figure functions return the Figure and leave showing it to the notebook. One mod
 that is shown; notebooks call them all from here.
 """
 
+from loralab.plots.claims import claimed_and_measured
 from loralab.plots.low_rank import error_by_rank
 from loralab.plots.memory import fit_grid, memory_bars, memory_by_tokens, memory_sweep
 from loralab.plots.published import predicted_against_published
@@ -13,8 +14,9 @@ from loralab.plots.style import COLOURS, METHOD_NAMES, use_style
 from loralab.plots.training import accuracy_by_run, loss_curve, wilson_interval
 
 __all__ = [
-    "COLOURS", "METHOD_NAMES", "RANKS", "accuracy_by_run", "accuracy_by_setting", "code_usage",
-    "counts_by_rank", "error_by_block", "error_by_rank", "fit_grid", "levels_over_weights",
-    "loss_curve", "memory_bars", "memory_by_tokens", "memory_sweep", "predicted_against_published",
-    "update_by_rank", "use_style", "wilson_interval",
+    "COLOURS", "METHOD_NAMES", "RANKS", "accuracy_by_run", "accuracy_by_setting",
+    "claimed_and_measured", "code_usage", "counts_by_rank", "error_by_block", "error_by_rank",
+    "fit_grid", "levels_over_weights", "loss_curve", "memory_bars", "memory_by_tokens",
+    "memory_sweep", "predicted_against_published", "update_by_rank", "use_style",
+    "wilson_interval",
 ]  # fmt: skip
