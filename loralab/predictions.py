@@ -26,18 +26,21 @@ def row(name: str, predicted: object, measured: float, unit: str = "") -> str:
         number = math.nan
     if not math.isfinite(number):
         return f"{name}: your prediction {predicted!r} is not a number · {found}"
-    return f"{name}: you predicted {_show(number, unit)} · {found} · {_verdict(number, measured)}"
+    return f"{name}: you predicted {_show(number, unit)} · {found} · {_verdict(number, measured, unit)}"
 
 
-def _verdict(predicted: float, measured: float) -> str:
+def _verdict(predicted: float, measured: float, unit: str) -> str:
     if math.isclose(predicted, measured, rel_tol=1e-9):
         return "exactly right"
     if measured == 0:
         return "off by everything: the measured value is 0"
+    if predicted == 0:
+        return f"off by {_show(abs(measured), unit)}"
     off = (predicted - measured) / abs(measured)
     return f"off by {abs(off):.1%}, too {'high' if off > 0 else 'low'}".replace("%", " %")
 
 
 def _show(number: float, unit: str) -> str:
-    text = f"{number:,.0f}" if number.is_integer() else f"{number:,.4g}"
+    whole = number.is_integer() or abs(number) >= 1000
+    text = f"{number:,.0f}" if whole else f"{number:,.4g}"
     return f"{text} {unit}".strip()

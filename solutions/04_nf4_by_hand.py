@@ -131,7 +131,7 @@ normal = torch.randn(2**18)
 codes, _ = absmax_quantize(normal, 64)
 outer = 100 * (codes.abs() >= 6).float().mean().item()
 predictions.compare("weights with a code of ±6 or ±7", my_outer, outer, "per cent")
-print(f"of these, the absmax of each block itself: {100 / 64:.1f} per cent")
+print(f"of these {outer:.1f}, the block's own absmax makes up {100 / 64:.1f}")
 
 # %% [markdown]
 # A quarter of the codes for a twentieth of the weights. Better to put levels where weights are. The QLoRA paper (section 3, equation 4) puts them at quantiles. With Q(p) the number below which a share p of normal draws lies, and i = 0 … 16:
@@ -356,7 +356,7 @@ for double in (False, True):
 predictions.compare("saved, by the footprint", my_gap, (sizes[False] - sizes[True]) / 1e3, "kB")
 
 # %% [markdown]
-# The footprint adds up parameters and buffers. Constants are neither: they hang on the weight as its `quant_state`. So it says the same for both, and too little for either. (What exercise 4.4 leaves out is lookup tables, a little over 1 KiB for each of 14 layers.)
+# The footprint adds up parameters and buffers. Constants are neither: they hang on the weight as its `quant_state`. So it says the same for both, and too little for either. (What exercise 4.4 leaves out is lookup tables: with double quantisation, a little over 1 KiB for each of 14 layers.)
 #
 # > **In short.** 4 + 32/64 = 4.5 bits a weight; with double quantisation 4 + 8/64 + 32/(64·256) ≈ 4.127. Blocks of 64 keep outliers apart at a price that double quantisation cuts to a quarter.
 #

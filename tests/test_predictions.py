@@ -19,6 +19,8 @@ from loralab import predictions
     (torch.tensor(2.0), torch.tensor(4.0), "s",
      "w: you predicted 2 s · measured 4 s · off by 50.0 %, too low"),
     (1, 0, "s", "w: you predicted 1 s · measured 0 s · off by everything: the measured value is 0"),
+    (0, 0.004893, "s", "w: you predicted 0 s · measured 0.004893 s · off by 0.004893 s"),
+    (None, 22518.4, "", "w: no prediction written · measured 22,518"),
     (0, 0, "s", "w: you predicted 0 s · measured 0 s · exactly right"),
     (-1, -2, "", "w: you predicted -1 · measured -2 · off by 50.0 %, too high"),
 ])

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from loralab.plots.style import BLACK, BLUE, GREY, ORANGE, SKY, VERMILION
 
+PLAIN = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}  # behind text that lines cross
 SCHEME_COLOURS = {"NF4": BLUE, "FP4": ORANGE, "absmax": VERMILION}
 
 
@@ -26,7 +27,7 @@ def code_usage(shares: Mapping[str, torch.Tensor], levels: Mapping[str, torch.Te
         even = 100 / len(share)
         axes.axhline(even, color=BLACK, linewidth=1, linestyle="--")
         axes.text(1.07, even, f"1/{len(share)}", va="bottom", ha="right", fontsize=9)
-        axes.set(title=f"{name}: {len(share)} levels", xlabel="level, times the block's absmax",
+        axes.set(title=f"{name}: {len(share)} levels", xlabel="level, in units of the block's absmax",
                  xlim=(-1.08, 1.08))  # fmt: skip
     panels[0][0].set_ylabel("weights with this code (%)")
     return figure
@@ -72,13 +73,13 @@ def levels_over_weights(
     _, edges, _ = upper.hist(scaled.numpy(), bins=161, density=True, color=SKY)
     at_ends = 100 * (scaled.abs() > 1 - (edges[1] - edges[0]) / 2).double().mean().item()
     upper.annotate(f"absmax itself: {at_ends:.1f} % at ±1", (1, 0.55), (0.98, 1.0), ha="right",
-                   fontsize=9, arrowprops={"arrowstyle": "-", "color": GREY})  # fmt: skip
+                   fontsize=9, arrowprops={"arrowstyle": "-", "color": GREY}, bbox=PLAIN)
     first = next(iter(levels))
     for level in levels[first].tolist():
         for axes in (upper, lower):
             axes.axvline(level, color=SCHEME_COLOURS[first], linewidth=0.7, alpha=0.55, zorder=0.5)
     upper.text(-0.98, 0.97, f"thin lines: {first}'s levels", fontsize=9, va="top",
-               transform=upper.get_xaxis_transform(), color=SCHEME_COLOURS[first])  # fmt: skip
+               transform=upper.get_xaxis_transform(), color=SCHEME_COLOURS[first], bbox=PLAIN)
     upper.set(ylabel="density of weights", title=f"{name}: weights, and the levels for them")
     for row, (scheme, places) in enumerate(reversed(levels.items())):
         places = places.unique()
@@ -102,5 +103,5 @@ def _mark_merged(axes: Axes, places: torch.Tensor, row: int) -> None:
     merged = [one.item() for one in places if (places - one).abs().lt(0.02).sum() > 1]
     if merged:
         axes.annotate(f"{len(merged)} levels", (max(merged), row), (3, 0), va="center",
-                      textcoords="offset points", fontsize=7,
+                      textcoords="offset points", fontsize=9,
                       bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3})  # fmt: skip
