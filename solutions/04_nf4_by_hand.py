@@ -356,7 +356,7 @@ for double in (False, True):
 predictions.compare("saved, by the footprint", my_gap, (sizes[False] - sizes[True]) / 1e3, "kB")
 
 # %% [markdown]
-# The footprint adds up parameters and buffers. Constants are neither: they hang on the weight as its `quant_state`. So it says the same for both, and too little for either. (What exercise 4.4 leaves out is lookup tables: with double quantisation, a little over 1 KiB for each of 14 layers.)
+# The footprint adds up parameters and buffers. Constants are neither: they hang on the weight as its `quant_state`. So it says the same for both, and too little for either. (Exercise 4.4 leaves out lookup tables: with double quantisation, about 1 KiB for each of 14 layers.)
 #
 # > **In short.** 4 + 32/64 = 4.5 bits a weight; with double quantisation 4 + 8/64 + 32/(64·256) ≈ 4.127. Blocks of 64 keep outliers apart at a price that double quantisation cuts to a quarter.
 #

@@ -267,7 +267,7 @@ EXERCISES = {
         symptoms={
             "normal": Symptom(
                 "1.96 is for many runs: with a few the interval is wider.",
-                "From three runs the spread itself is badly known. `check.T95` has the factor for "
+                "From a few runs the spread itself is badly known. `check.T95` has the factor for "
                 "each number of degrees of freedom.",
             ),
             "degrees": Symptom(

@@ -74,12 +74,12 @@ def accuracy_by_setting(chosen: Mapping[str, Sequence[Any]]) -> Figure:
         axes.plot(found, [row] * len(found), "o", markersize=7, markerfacecolor="white",
                   markeredgecolor=colour, markeredgewidth=1.4)
         axes.plot(statistics.mean(found), row, "|", color=BLACK, markersize=16, markeredgewidth=2)
-        axes.text(1.02, row, f"{runs[0].trainable / 1e6:.2f} M", va="center")
-    axes.text(1.02, len(chosen) - 0.45, "parameters", fontsize=9)
+        axes.text(1.04, row, f"{runs[0].trainable / 1e6:.2f} M", va="center")
+    axes.text(1.04, len(chosen) - 0.45, "parameters", fontsize=9)
     axes.set_yticks(range(len(chosen)), list(reversed(chosen)))
-    axes.set(xlim=(-0.02, 1), ylim=(-0.6, len(chosen) - 0.4),
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.6, len(chosen) - 0.4),
              xlabel="exact match on held-out sentences")
-    axes.set_title("Three seeds each, at their own learning rates")
+    axes.set_title("Five seeds each, at their own learning rates")
     axes.grid(axis="x")
     axes.grid(False, axis="y")
     figure.legend(handles=[
