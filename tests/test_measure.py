@@ -374,6 +374,10 @@ def test_predictions_for_a_gpu_count_what_only_a_gpu_has(allocator):
     step = {"model": settings.arch, "method": "lora", "rank": 4, "seq": 16, "attention": "eager"}
     assert found["simulation"] == memory.simulate(**step).total
     assert found["formula"] == memory.estimate(**step).total
+    hopper = one.predictions(settings, measured, "9.0")
+    assert hopper["workspaces"] == 64 * 2**20 > found["workspaces"] > 16 * 2**20
+    assert hopper["simulation"] - found["simulation"] == hopper["workspaces"] - found["workspaces"]
+    assert one.predictions(settings, measured, "8.9") == found
     beside = found["simulation"] - found["workspaces"]
     error = found["error"]
     assert error["simulation"] == pytest.approx(found["simulation"] / 40e6 - 1, abs=1e-6)

@@ -16,7 +16,7 @@ from loralab import memory
 from loralab.errors import CourseError
 from loralab.measure import counting, loop, meters, model
 from loralab.measure.needed import Unsupported
-from loralab.memory import simulation
+from loralab.memory import kernels, simulation
 from loralab.memory.held import held_bytes
 from loralab.memory.settings import Settings, chosen
 from loralab.quiet import quiet
@@ -64,7 +64,8 @@ def run(
     record |= {"environment": environment(place), "measured": measured}
     _release()
     if predict and record["status"] in ("ok", "out of memory"):
-        record["predicted"] = predictions(settings, measured)
+        capability = record["environment"].get("compute_capability")
+        record["predicted"] = predictions(settings, measured, capability)
     record["seconds"] = round(time.perf_counter() - began, 2)
     return record
 
@@ -218,20 +219,23 @@ def _release() -> None:
 # --- what was predicted --------------------------------------------------------------------------
 
 
-def predictions(settings: Settings, measured: Mapping[str, Any]) -> dict[str, Any]:
+def predictions(
+    settings: Settings, measured: Mapping[str, Any], capability: str | None = None
+) -> dict[str, Any]:
     """Formula and simulation for these settings, with the relative errors where it was measured.
 
+    `capability`: the GPU's compute capability, which decides how large cuBLAS's workspaces are.
     For a run on a CPU both leave out what only a GPU has: the rounding of every allocation,
     scratch memory inside kernels, and cuBLAS's workspaces. TRL's loss works on whole tiles at a
     time there, which only the simulation knows.
     """
     on_gpu = measured.get("counted_by") == meters.Cuda.counted_by
     formula = _estimate(settings)
-    workspace = formula.components["workspace"]
+    workspaces = kernels.cublas_workspaces(capability) if on_gpu else 0
     found: dict[str, Any] = {
-        "formula": formula.total - (0 if on_gpu else workspace),
+        "formula": formula.total - formula.components["workspace"] + workspaces,
         "held": {name: size for name, size in formula.held.items() if size},
-        "workspaces": workspace if on_gpu else 0,
+        "workspaces": workspaces,
     }
     if settings.loss == "trl" and not on_gpu:
         found["formula"] = None

@@ -186,7 +186,8 @@ def backward_bytes(s: Settings) -> float:
     """Temporary bytes in the backward pass of one block, beside what it keeps.
 
     The MLP comes first: gradients of its wide tensors and of the hidden states. Then attention,
-    which writes two gradients of all scores if it keeps them; by then the MLP has let its own go.
+    which writes two gradients of all scores if it keeps them, and CUDA's softmax their product
+    with the shares besides; by then the MLP has let its own go.
     In QLoRA one layer's codes are turned back into the compute dtype at a time.
     """
     arch = s.arch
@@ -198,7 +199,10 @@ def backward_bytes(s: Settings) -> float:
         gone = s.attended.itemsize % FP32 if s.kernel == "eager" else 0  # the shares' cast
         if arch.family == "gpt2":
             gone = FP32  # the shares that dropout left
-        scores = s.tokens * arch.heads * s.seq * (2 * FP32 - gone)
+        softmax = s.attended.itemsize if arch.family == "gpt2" and not s.autocast else FP32
+        if s.kernel == "sdpa-math":
+            softmax = FP32
+        scores = s.tokens * arch.heads * s.seq * (2 * FP32 - gone + softmax)
         mlp = (4 if arch.family == "gpt2" else 3) * wide + _input_bytes(s, "mlp")
         found = max(found, scores - s.tokens * (mlp + FP32 * arch.hidden))
     return found

@@ -16,9 +16,17 @@ from torch import nn
 
 aten = torch.ops.aten
 
-# PyTorch's ":4096:2:16:8": what cuBLAS gets for each handle on GPUs before Hopper; there, 32 MiB.
+# PyTorch's ":4096:2:16:8": what cuBLAS gets for each handle on GPUs before Hopper.
 # The forward pass and autograd's own thread have a handle each.
 CUBLAS_WORKSPACES = 2 * (2 * 4096 + 8 * 16) * 1024
+
+
+def cublas_workspaces(compute_capability: str | None = None) -> int:
+    """Bytes of cuBLAS's workspaces on a GPU of that capability ("9.0"): 32 MiB a handle from
+    Hopper on. Without one, the GPUs before it."""
+    if compute_capability and float(compute_capability) >= 9:
+        return 2 * 32 * 2**20
+    return CUBLAS_WORKSPACES
 
 
 def use(model: nn.Module, kernel: str) -> None:
@@ -163,7 +171,16 @@ def _gemm_4bit(
     return shape[0] * shape[1] * a.element_size() + scales
 
 
-_SCRATCH = {aten._scaled_dot_product_flash_attention_backward.default: _flash_backward}
+def _softmax_backward(gradient: torch.Tensor, output: torch.Tensor, *_: Any, **__: Any) -> int:
+    """`softmax_backward_cuda_out` in PyTorch's SoftMax.cu multiplies the two before its kernel."""
+    size = torch.result_type(gradient, output).itemsize
+    return gradient.numel() * size
+
+
+_SCRATCH = {
+    aten._scaled_dot_product_flash_attention_backward.default: _flash_backward,
+    aten._softmax_backward_data.default: _softmax_backward,
+}
 
 
 def register_bitsandbytes() -> None:

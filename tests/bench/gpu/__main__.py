@@ -95,7 +95,8 @@ def add_predictions(file: Path) -> None:
         if record["status"] != "ok" or "model" not in given or given.get("int8"):
             continue
         if "predicted" not in record:
-            record["predicted"] = predictions(settings_of(given), record["measured"])
+            capability = record["environment"].get("compute_capability")
+            record["predicted"] = predictions(settings_of(given), record["measured"], capability)
             print(given, record["predicted"].get("error"), flush=True)
             file.write_text("".join(json.dumps(one) + "\n" for one in records), "utf-8")
 
