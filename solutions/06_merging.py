@@ -129,7 +129,8 @@ for dtype, guess, tolerance in ((torch.float32, my_fp32, 1e-4), (torch.bfloat16,
 # Not zero, even in fp32: x Ŵᵀ + x ΔWᵀ and x (Ŵ + ΔW)ᵀ add the same numbers in another order, thirty blocks deep. In bf16 each *weight* is rounded to eight binary digits, and that is thousands of times coarser. Both tolerances are far below the effect that they must not hide. (On a GPU that computes in bf16 expect the second figure in both rows.)
 #
 # > **In short.** Dequantise, add in fp32, cast last. State a tolerance with its dtype, and relative to the adapter's effect.
-#
+
+# %% [markdown]
 # ## 2. Four ways to serve it
 #
 # *Why dequantise at all? The base was published in 16 bits.* Then these are your choices: leave the adapter beside the 4-bit base; merge into that base dequantised; merge into the 16-bit base; or call `merge_and_unload()` on the 4-bit model as it is, which most tutorials do.
@@ -189,8 +190,6 @@ check.rank_merges(rank_merges)
 for way, accuracy, worse in rank_merges(hits, merging.UNMERGED):
     verdict = "worse than unmerged" if worse else "no difference shown"
     print(f"{way:28}{accuracy:.2f}  logit error {errors[way]:.2g}  {verdict}")
-
-# %%
 plots.merges(hits, errors)
 plt.show()
 
@@ -207,10 +206,11 @@ for name, found in merging.recorded().items():
         print(f"   {way:28}{accuracy:.2f}  {'worse' if worse else ''}")
 
 # %% [markdown]
-# TODO
+# Each adapter is at its best on the base that it was trained on, and worse by more than chance on the other. Training made base *and* adapter right together, so the adapter also makes up for the rounding of *its* base. Merged in place, neither adapter is left. (The LoRA adapter, from chapter 03, had fewer steps and knows less: compare rows within each block.)
 #
 # > **In short.** An adapter corrects the base that it was trained on, its rounding errors included. Merge a QLoRA adapter into the *dequantised* base; compare on the same sentences.
-#
+
+# %% [markdown]
 # ## 3. Half a step
 #
 # Why does the 4-bit merge fail? After it, every weight is stored as one of 16 levels times its block's absmax (chapter 04). Before it, each weight already stands *on* a level. So the sum gets another code only if the update carries it beyond the **middle** between its level and the next one in that direction.
@@ -281,7 +281,8 @@ plt.show()
 # Training did not run into this: A and B stand beside the codes, in 16 bits.
 #
 # > **In short.** 4 bits can store W, or W + ΔW rounded, but not a change that is smaller than half a step.
-#
+
+# %% [markdown]
 # ## 4. Bytes and milliseconds
 #
 # Which way is the smallest and the fastest? That depends on how many tasks you serve.
@@ -313,12 +314,12 @@ check.disk_bytes(disk_bytes)
 # %%
 my_megabytes = None  # the adapter's file
 
-arch = memory.describe("smollm2-135m")
+arch, rank = memory.describe("smollm2-135m"), unmerged.peft_config["default"].r
 shapes = [(layer.n_out, layer.n_in) for layer in arch.linear]
 file = Path(folder, "adapter_model.safetensors").stat().st_size
 predictions.compare("your adapter's file", my_megabytes, file / 1e6, "MB")
 for tasks in (1, 10):
-    found = disk_bytes(arch.parameters, shapes, 8, tasks, torch.bfloat16)
+    found = disk_bytes(arch.parameters, shapes, rank, tasks, torch.bfloat16)
     print(f"{tasks:2} tasks in bf16: merged {found['merged'] / 1e6:,.0f} MB, "
           f"one base and adapters {found['separate'] / 1e6:,.0f} MB")
 
@@ -365,6 +366,9 @@ for way, model in models.items():
         one = seconds_per_call(lambda: model(input_ids=token), wait, time.perf_counter, 3, 9)
     milliseconds[way] = 1000 * one
 
+# %% [markdown]
+# Bytes on disk, with everything that is not quantised in bf16. The four ways side by side:
+
 # %%
 held = measure.held(models[merging.IN_PLACE])
 quantised = held["weights_4bit"] + held["constants"] + 2 * arch.rest  # the rest in bf16
@@ -381,7 +385,8 @@ for way in models:
 # *So which one?* The dequantised merge is the trained model, plain, at 16-bit size. Unmerged is the trained model at 4-bit size, with an overhead. If the result has to be small *and* plain, quantise the merged model again and *measure*: that is the fourth row, or a better quantiser.
 #
 # > **In short.** Merged models cost a whole model for each task; adapters a few megabytes each. Time with warm-up, waiting, repeats and the median.
-#
+
+# %% [markdown]
 # ## 5. Several adapters on one base
 #
 # Unmerged has one more advantage: adapters can be switched. The course has a second one: questions to SQL, on `q_proj` and `v_proj` alone.
@@ -441,10 +446,10 @@ my_cat, my_linear = None, None  # times
 layer = dict(served.named_modules())["base_model.model.model.layers.11.self_attn.q_proj"]
 whole = layer.get_delta_weight("default").norm()
 for kind, guess in (("cat", my_cat), ("linear", my_linear)):
-    served.add_weighted_adapter(["default", "default"], [0.5, 0.5], f"half {kind}", kind)
-    half = layer.get_delta_weight(f"half {kind}").norm()
+    served.add_weighted_adapter(["default", "default"], [0.5, 0.5], f"half_{kind}", kind)
+    half = layer.get_delta_weight(f"half_{kind}").norm()
     predictions.compare(f"half and half, {kind}", guess, (half / whole).item(), "times")
-    served.delete_adapter(f"half {kind}")
+    served.delete_adapter(f"half_{kind}")
 
 # %% timeout=600
 for kind in ("cat", "linear"):
@@ -459,7 +464,8 @@ for kind in ("cat", "linear"):
 # TODO
 #
 # > **In short.** Switching costs nothing and mixes nothing. A sum of updates has the sum of their ranks; adding factors is another matrix.
-#
+
+# %% [markdown]
 # ## 6. An export
 #
 # A server wants a folder: weights in safetensors, a configuration, a tokenizer, and no trace of PEFT or bitsandbytes. Save the dequantised merge in bf16, load it again without PEFT, and compare.
@@ -481,10 +487,9 @@ print(evaluation.complete(again, tokenizer, [held_out[0]["prompt"]])[0], "|", he
 # %% [markdown]
 # That folder is what vLLM, TGI or llama.cpp's converter take. To serve many adapters on one base, these servers take the two files of an adapter as they are.
 #
-# *Why is the folder larger than 2 bytes a parameter?* TODO
-#
 # > **In short.** Merge, cast, save, reload without PEFT, compare. An export that was not loaded again is a hope.
-#
+
+# %% [markdown]
 # ## 7. Self-check questions
 
 # %%

@@ -821,7 +821,7 @@ class Timed(NamedTuple):
         steady: all calls take the same time, so that only waiting for them matters.
         """
         noise = normal(f"{seed} time", repeats).double().abs().clamp(max=3)
-        usual = 0.05 * (1 + number(seed) % 5)
+        usual = 0.04 + 0.3 * (number(seed) % 997) / 997
         if steady:
             return cls((usual,) * warm_up, (usual,) * repeats)
         timed = [usual * (1 + 0.1 * one) for one in noise.tolist()]
