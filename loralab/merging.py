@@ -72,13 +72,15 @@ def answer_logits(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[dict[str, str]]
 ) -> torch.Tensor:
     """The logits (tokens, vocabulary), fp32, from which each token of the completions is chosen."""
-    found = []
+    rows = [evaluation.encode(tokenizer, example) for example in examples]
+    width = max(len(ids) for ids, _ in rows)
+    padded = [ids + [tokenizer.pad_token_id] * (width - len(ids)) for ids, _ in rows]
+    mask = [[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in rows]
     with torch.no_grad():
-        for example in examples:
-            ids, begin = evaluation.encode(tokenizer, example)
-            row = torch.tensor([ids], device=model.device)
-            found.append(model(input_ids=row).logits[0, begin - 1 : len(ids) - 1].float().cpu())
-    return torch.cat(found)
+        logits = model(input_ids=torch.tensor(padded, device=model.device),
+                       attention_mask=torch.tensor(mask, device=model.device)).logits
+    return torch.cat([logits[i, begin - 1 : len(ids) - 1].float().cpu()
+                      for i, (ids, begin) in enumerate(rows)])  # fmt: skip
 
 
 def share_of_effect(base: torch.Tensor, unmerged: torch.Tensor, other: torch.Tensor) -> float:

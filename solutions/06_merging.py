@@ -57,8 +57,8 @@ here = hardware.detect()
 
 # %% tags=["parameters"]
 ADAPTER = "../05_qlora_training/adapter"  # the folder that you handed in with chapter 05
-LANGUAGE = "course"  # the language that it learnt
-SENTENCES = 64  # held-out sentences that every way is tried on
+LANGUAGE = "course"  # the language that your adapter learnt
+SENTENCES = 48  # held-out sentences that every way is tried on
 LAYER = "model.layers.11.mlp.down_proj"  # any linear layer of the model
 
 # %% [markdown]
@@ -274,7 +274,7 @@ plots.updates_against_steps(update.reshape(-1), nearer, name=LAYER)
 plt.show()
 
 # %% [markdown]
-# *Alt text: two histograms on a log axis. The update's sizes lie around 0.005; half the way to the nearer level is around 0.017, three to four times as much; the two overlap little.*
+# *Alt text: two histograms on a log axis. The update's sizes are spread around a median of 0.005. Half the way to the nearer level lies in a narrow hill around 0.026, five times as much. Only the update's right end reaches into the hill.*
 #
 # The update is real, and it is smaller than the step: nearly every weight falls back onto the level that it came from. The few that move jump a whole step, far more than they were asked to. What arrives is about as wrong as nothing. (Slightly more codes change than you counted: where a block's largest weight has an update, its absmax changes, and so does every level of that block.)
 #
@@ -461,7 +461,9 @@ for kind in ("cat", "linear"):
           f"off by {(total - wanted).norm() / wanted.norm():6.1%} ·", both_tasks(served))
 
 # %% [markdown]
-# TODO
+# `cat` is the sum, to the last digits, and has twice the rank. `linear` keeps rank 8 and is another matrix: half plus half came out twice too large. (It refuses adapters of different ranks. `svd`, PEFT's default, cuts the true sum to a rank that you choose.)
+#
+# *And is an exact sum a model for both tasks?* Read your last column. With the course's adapters the SQL is gone and a part of the language too: each was trained without the other, and nothing says that two corrections of one base can be made at once. Switching keeps both whole.
 #
 # > **In short.** Switching costs nothing and mixes nothing. A sum of updates has the sum of their ranks; adding factors is another matrix.
 

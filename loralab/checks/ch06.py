@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -459,8 +460,6 @@ def draw_hits(seed: str, n: int, shares: Mapping[str, tuple[float, float]]) -> H
     shares: way → (share of the reference's right ones that it loses, share of its wrong ones that
     it gains). The first way is the reference, right on about 0.7 of the sentences.
     """
-    import random
-
     chance = random.Random(seed)
     first = [chance.random() < 0.7 for _ in range(n)]
     found = {}
@@ -820,13 +819,18 @@ class Timed(NamedTuple):
 
         steady: all calls take the same time, so that only waiting for them matters.
         """
-        noise = normal(f"{seed} time", repeats).double().abs().clamp(max=3)
         usual = 0.04 + 0.3 * (number(seed) % 997) / 997
         if steady:
             return cls((usual,) * warm_up, (usual,) * repeats)
-        timed = [usual * (1 + 0.1 * one) for one in noise.tolist()]
-        timed[number(f"{seed} slow") % (repeats - 1)] *= 9
-        return cls(tuple(usual * (8 + i) for i in range(warm_up)), tuple(timed))
+        timed = [usual * (1 + 0.12 * i) for i in range(repeats)]
+        timed[-1] *= 9
+        warm = tuple(usual * (8 + i) for i in range(warm_up))
+        order = random.Random(f"{seed} order")
+        while True:
+            order.shuffle(timed)
+            found = cls(warm, tuple(timed))
+            if all(abs(found.right() - wrong) > 3 * LAUNCH for _, wrong in found.mistakes()):
+                return found
 
     def right(self) -> float:
         return statistics.median(self.timed) + LAUNCH

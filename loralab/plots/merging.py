@@ -59,11 +59,11 @@ def updates_against_steps(update: torch.Tensor, half_step: torch.Tensor, *, name
     """
     figure, axes = plt.subplots(figsize=(8, 3.4))
     both = torch.cat([update.abs(), half_step])
-    low, high = both.quantile(0.002).log10().item(), both.max().log10().item()
-    edges = torch.logspace(low, high, 90)
+    ends = both.quantile(torch.tensor([0.003, 0.9995])).log10()
+    edges = torch.logspace(*ends.tolist(), 90)
     for values, colour, label in ((update.abs(), ORANGE, "|ΔW|: what the adapter adds"),
                                   (half_step, BLUE, "half the way to the next level")):
-        axes.hist(values.clamp(min=edges[0]).numpy(), bins=edges.tolist(), color=colour, alpha=0.6,
+        axes.hist(values.clamp(edges[0], edges[-1]).numpy(), bins=edges.tolist(), color=colour, alpha=0.6,
                   weights=torch.full((len(values),), 100 / len(values)).tolist(), label=label)  # fmt: skip
         axes.axvline(values.median(), color=colour, linewidth=1.5, linestyle="--")
     axes.set_xscale("log")
