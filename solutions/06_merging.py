@@ -117,9 +117,9 @@ check.merge_adapter(merge)
 # %% timeout=600
 my_fp32, my_bf16 = None, None  # share of the adapter's effect
 
+merged = merge(base_model.load(quantization_config=training.nf4_config()), folder, torch.float32)
 for dtype, guess, tolerance in ((torch.float32, my_fp32, 1e-4), (torch.bfloat16, my_bf16, 2e-2)):
-    fresh = base_model.load(quantization_config=training.nf4_config())
-    merged = merge(fresh, folder, dtype).to(here.compute_dtype)
+    merged = merged.to(dtype).to(here.compute_dtype).eval()  # stored so, computed as usual here
     z = merging.answer_logits(merged, tokenizer, held_out[:8])
     error = merging.share_of_effect(z_base, z_unmerged, z)
     predictions.compare(f"logit error, {str(dtype)[6:]}", guess, error)
@@ -141,11 +141,11 @@ for dtype, guess, tolerance in ((torch.float32, my_fp32, 1e-4), (torch.bfloat16,
 my_right = dict.fromkeys(merging.WAYS)  # sentences of 100, each
 models, hits, errors = {}, {}, {}
 for way, fresh in merging.bases().items():
-    if way == merging.UNMERGED:
-        model = merging.on_base(fresh(), folder)
+    if way in (merging.UNMERGED, merging.DEQUANTISED):
+        model = unmerged if way == merging.UNMERGED else merged  # both from above
     elif way == merging.IN_PLACE:
         model, warning = merging.merged_in_place(fresh(), folder)
-    else:  # stored in bf16, computed in what this machine has
+    else:
         model = merge(fresh(), folder, torch.bfloat16).to(here.compute_dtype)
     models[way] = model.eval()
     z = merging.answer_logits(model, tokenizer, held_out[:8])
@@ -315,7 +315,7 @@ check.disk_bytes(disk_bytes)
 my_megabytes = None  # the adapter's file
 
 arch, rank = memory.describe("smollm2-135m"), unmerged.peft_config["default"].r
-shapes = [(layer.n_out, layer.n_in) for layer in arch.linear]
+shapes = [(layer.outputs, layer.inputs) for layer in arch.linear]
 file = Path(folder, "adapter_model.safetensors").stat().st_size
 predictions.compare("your adapter's file", my_megabytes, file / 1e6, "MB")
 for tasks in (1, 10):
@@ -474,8 +474,7 @@ for kind in ("cat", "linear"):
 
 # %% timeout=600
 with tempfile.TemporaryDirectory() as export, quiet():
-    merged = merge(base_model.load(quantization_config=training.nf4_config()), folder, torch.bfloat16)
-    merged.save_pretrained(export)
+    merged.to(torch.bfloat16).save_pretrained(export)
     tokenizer.save_pretrained(export)
     files = {file.name: file.stat().st_size for file in sorted(Path(export).iterdir())}
     settings = Path(export, "config.json").read_text()

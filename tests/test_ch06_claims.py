@@ -101,7 +101,7 @@ def test_the_adapters_file_is_5_mb_in_bf16_and_10_in_fp32(solution):
     from loralab import memory
 
     arch = memory.describe("smollm2-135m")
-    shapes = [(layer.n_out, layer.n_in) for layer in arch.linear]
+    shapes = [(layer.outputs, layer.inputs) for layer in arch.linear]
     both = {name: solution["disk_bytes"](arch.parameters, shapes, 8, 1, dtype)["separate"]
             - arch.parameters * dtype.itemsize
             for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32))}  # fmt: skip
