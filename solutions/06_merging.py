@@ -363,7 +363,7 @@ token = torch.tensor([[tokenizer.eos_token_id]], device=here.device)  # one toke
 milliseconds = {}
 for way, model in models.items():
     with torch.no_grad():
-        one = seconds_per_call(lambda: model(input_ids=token), wait, time.perf_counter, 3, 9)
+        one = seconds_per_call(lambda: model(input_ids=token), wait, time.perf_counter)
     milliseconds[way] = 1000 * one
 
 # %% [markdown]
@@ -393,11 +393,11 @@ for way in models:
 
 # %% timeout=600
 shop = Shop("course")
-questions = [{"prompt": shop.prompt(q), "completion": f" {sql}"} for q, sql in shop.pairs(24, "test")]
+questions = [{"prompt": shop.prompt(q), "completion": f" {sql}"} for q, sql in shop.pairs(12, "test")]
 
 def both_tasks(model):
-    found = [evaluation.exact_match(model, tokenizer, some) for some in (held_out[:24], questions)]
-    return " · ".join(f"{name} {sum(one) / 24:.2f}" for name, one in
+    found = [evaluation.exact_match(model, tokenizer, some) for some in (held_out[:12], questions)]
+    return " · ".join(f"{name} {sum(one) / 12:.2f}" for name, one in
                       zip(("language", "SQL"), found, strict=True))
 
 served = models[merging.UNMERGED]
