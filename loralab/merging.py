@@ -1,4 +1,4 @@
-"""The four ways to put a QLoRA adapter to work, and how far each is from the model that was trained.
+"""Four ways to put a QLoRA adapter to work, and how far each is from the model that was trained.
 
 `python -m loralab.merging` trains the adapters that are missing in the cache, tries every way on
 each of them and stores what was found; chapter 06 measures one adapter itself and shows the record

@@ -279,7 +279,8 @@ WRONG = [
         "        wrapped = PeftModel.from_pretrained(base.float(), folder)\n"
         "        return wrapped.merge_and_unload().to(dtype)",
         "            return PeftModel.from_pretrained(base, folder).merge_and_unload()\n"
-        "        return PeftModel.from_pretrained(base.float(), folder).merge_and_unload().to(dtype)"),
+        "        wrapped = PeftModel.from_pretrained(base.float(), folder)\n"
+        "        return wrapped.merge_and_unload().to(dtype)"),
         ("            base = base.dequantize(dtype=torch.float32)\n", "")), (2,)),
     # The adapter in the dtype of the result, before it is added.
     Wrong("merge_adapter", "early", changed(MERGE, (
@@ -298,7 +299,8 @@ WRONG = [
         "sum(found) / len(found)", "100 * sum(found) / len(found)"))),
     Wrong("rank_merges", "accuracy", changed(RANK, ("sum(found) / len(found)", "sum(found)"))),
     # The bare difference.
-    Wrong("rank_merges", "any_gap", changed(RANK, ("bool(low > 0)", "bool(apart.mean() > 0)")), (1,)),
+    Wrong("rank_merges", "any_gap", changed(RANK, (
+        "bool(low > 0)", "bool(apart.mean() > 0)")), (1,)),
     Wrong("rank_merges", "any_gap", changed(RANK, (
         "len(apart) ** 0.5", "len(apart)")), (1,)),
     # Two intervals that must not overlap; the standard deviation for the standard error.
@@ -317,7 +319,8 @@ def rank_merges(hits, reference):
         "bool(low > 0)", "bool(abs(apart.mean()) > apart.mean() - low)")), (1,)),
     Wrong("rank_merges", "better", changed(RANK, ("bool(low > 0)", "not low > 0")), (1,)),
     Wrong("rank_merges", "kind", changed(RANK, (
-        "return sorted(rows, key=lambda row: -row[1])", "return {row[0]: row[1] for row in rows}"))),
+        "return sorted(rows, key=lambda row: -row[1])",
+        "return {row[0]: row[1] for row in rows}"))),
     Wrong("rank_merges", "kind", changed(RANK, (", bool(low > 0)))", "))"))),
 
     Wrong("moved_codes", "any_update", """
@@ -413,7 +416,7 @@ def moved(codes, absmax, update, levels, block): return torch.zeros(len(codes), 
     ("moved_codes", """
 def moved(codes, absmax, update, levels, block): return torch.ones(len(codes), dtype=bool)
 """),
-    ("disk_bytes", "def disk_bytes(*given): return {'merged': 269_000_000, 'separate': 274_000_000}"),
+    ("disk_bytes", "disk_bytes = lambda *given: {'merged': 269_000_000, 'separate': 274_000_000}"),
     ("seconds_per_call", "def seconds_per_call(*given): return 0.05"),
     ("seconds_per_call", "def seconds_per_call(*given): return 0.0"),
     ("combine", "def combine(adapters, weights): return adapters[0][:2]"),

@@ -659,8 +659,8 @@ def compare_moved_codes(answer: Callable[..., Any], cases: Iterable[Coded]) -> N
             raise exercise.wrong(f"{case} raised an exception.", "length") from None
         got = tensor_of(given)
         if got is None or not bool(((got == 0) | (got == 1)).all()):
-            raise exercise.wrong(f"{case} should be True or False for each weight; "
-                                 f"it gave {kind_of(given)}.", "length" if got is not None else None)
+            said = f"{case} should be True or False for each weight; it gave {kind_of(given)}."
+            raise exercise.wrong(said, "length" if got is not None else None)
         if got.shape != (n,):
             raise exercise.wrong(f"{case} has the shape {tuple(got.shape)}.", "length")
         right = one.right()
@@ -735,8 +735,9 @@ def disk_bytes(answer: Callable[..., Any]) -> None:
 
 
 def compare_disk_bytes(
-    answer: Callable[..., Any], cases: Iterable[Stored], what: Sequence[str] = ("merged", "separate")
-) -> None:
+    answer: Callable[..., Any], cases: Iterable[Stored],
+    what: Sequence[str] = ("merged", "separate"),
+) -> None:  # fmt: skip
     """`what` of the answer is compared."""
     exercise = EXERCISES["disk_bytes"]
     for one in cases:

@@ -63,8 +63,9 @@ def updates_against_steps(update: torch.Tensor, half_step: torch.Tensor, *, name
     edges = torch.logspace(*ends.tolist(), 90)
     for values, colour, label in ((update.abs(), ORANGE, "|ΔW|: what the adapter adds"),
                                   (half_step, BLUE, "half the way to the next level")):
-        axes.hist(values.clamp(edges[0], edges[-1]).numpy(), bins=edges.tolist(), color=colour, alpha=0.6,
-                  weights=torch.full((len(values),), 100 / len(values)).tolist(), label=label)  # fmt: skip
+        counts = torch.histogram(values.clamp(edges[0], edges[-1]), edges).hist
+        axes.stairs((100 * counts / len(values)).numpy(), edges.numpy(), fill=True, color=colour,
+                    alpha=0.6, label=label)  # fmt: skip
         axes.axvline(values.median(), color=colour, linewidth=1.5, linestyle="--")
     axes.set_xscale("log")
     axes.set(xlabel="size (log scale); dashed: medians", ylabel="weights (%)",
