@@ -74,9 +74,13 @@ def record(names: list[str]) -> Iterator[Run]:
 
 
 def adapter(folder: str | Path = "../05_qlora_training/adapter") -> Path:
-    """The student's own adapter in `folder`, or the course's reference adapter where there is none."""
+    """The student's own adapter in `folder`, or the course's reference adapter where there is none.
+
+    Prints which of the two it is.
+    """
     own = Path(folder)
     if all((own / name).is_file() for name in training.ADAPTER_FILES):
+        print(f"Your own adapter, from {own}.")
         return own
     print(f"There is no adapter of yours in {own}: the course's reference adapter stands in.")
     return REFERENCE

@@ -38,6 +38,10 @@ HOSTILE = (
      "task_type": []},
     {"kind": "", "load_in_4bit": torch.ones(2), "bnb_4bit_quant_type": []},
     {"kind": "", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
+    {"merged": float("nan"), "separate": 10**4000}, {"merged": [], "separate": torch.ones(2)},
+    {"kind": "x", "wrapped": False, "layers": {"a": []}, "weights": {}},
+    {"wrapped": False, "layers": {"a": "Linear"}, "weights": {"model.layers.0.mlp.down_proj": 1}},
+    [["16-bit", 0.5, True]] * 5, [torch.ones(2, 3), torch.ones(3, 2)], [float("nan")] * 400,
 )  # fmt: skip
 
 

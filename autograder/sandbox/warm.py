@@ -27,7 +27,7 @@ MODULES = (
     "loralab.low_rank", "loralab.measure", "loralab.memory", "loralab.notebook", "loralab.plots",
     "loralab.predictions", "loralab.quiz", "loralab.rank_sweep", "loralab.recorded_runs",
     "loralab.rounding", "loralab.tasks.language", "loralab.tasks.sql", "loralab.training",
-    *(f"loralab.checks.ch{chapter}" for chapter in ("00", "01", "02", "03", "04", "05")),
+    *(f"loralab.checks.ch{chapter}" for chapter in ("00", "01", "02", "03", "04", "05", "06")),
     # Small models of these kinds are what functions of chapters 02, 03 and 05 are asked about.
     *(f"transformers.models.{kind}.modeling_{kind}" for kind in (
         "biogpt", "codegen", "gpt2", "gpt_neox", "mistral", "olmo", "openai", "opt", "persimmon",

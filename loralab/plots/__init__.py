@@ -7,6 +7,7 @@ that is shown; notebooks call them all from here.
 from loralab.plots.claims import claimed_and_measured
 from loralab.plots.low_rank import error_by_rank
 from loralab.plots.memory import fit_grid, memory_bars, memory_by_tokens, memory_sweep
+from loralab.plots.merging import merges, updates_against_steps
 from loralab.plots.published import predicted_against_published
 from loralab.plots.quantisation import code_usage, error_by_block, levels_over_weights
 from loralab.plots.ranks import RANKS, accuracy_by_setting, counts_by_rank, update_by_rank
@@ -17,6 +18,6 @@ __all__ = [
     "COLOURS", "METHOD_NAMES", "RANKS", "accuracy_by_run", "accuracy_by_setting",
     "claimed_and_measured", "code_usage", "counts_by_rank", "error_by_block", "error_by_rank",
     "fit_grid", "levels_over_weights", "loss_curve", "memory_bars", "memory_by_tokens",
-    "memory_sweep", "predicted_against_published", "update_by_rank", "use_style",
-    "wilson_interval",
+    "memory_sweep", "merges", "predicted_against_published", "update_by_rank",
+    "updates_against_steps", "use_style", "wilson_interval",
 ]  # fmt: skip
