@@ -35,10 +35,11 @@ class Entry:
     peak_gib: float | None = None
 
     @property
-    def within(self) -> bool:
-        """Whether it keeps the budget of parameters and of memory."""
-        return (self.trainable <= BUDGET.trainable
-                and self.peak_gib is not None and self.peak_gib <= BUDGET.peak_gib)  # fmt: skip
+    def within(self) -> bool | None:
+        """Whether it keeps the budget of parameters and of memory; None where nobody knows."""
+        if self.trainable > BUDGET.trainable:
+            return False
+        return None if self.peak_gib is None else self.peak_gib <= BUDGET.peak_gib
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from loralab.plots.style import BLACK, BLUE, GREY, VERMILION
 
@@ -76,11 +76,14 @@ def accuracy_by_cost(
         axes.axvline(limit, color=BLACK, linewidth=1, linestyle="--", label="the budget's limit")
     if cost == "trainable":
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(_count))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     _label(axes, points)
     axes.set(ylim=(-0.04, 1.06), xlabel=COSTS[cost], ylabel="exact match on unseen sentences",
              title=title)  # fmt: skip
-    figure.legend(loc="outside lower center", ncols=5)
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside lower center", ncols=5)
     return figure
 
 

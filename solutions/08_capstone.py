@@ -1,0 +1,326 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Capstone: a budget, not a recipe
+#
+# By the end you will have shown that you can hit a target under three limits at once, and that what a run costs can be written down before it starts.
+#
+# You will be able to:
+#
+# - turn limits on parameters, memory and time into settings;
+# - predict what a run takes, and say how good the prediction was;
+# - choose layers, rank, α and learning rate by evidence, and name the row it comes from;
+# - explain a difference between predicted and measured, part by part;
+# - read a Pareto front: what accuracy costs.
+#
+# **About 90 minutes · 20 points · any computer.** Training takes 3 to 8 minutes on two CPU cores; a GPU is used if there is one. Plan for two or three runs.
+
+# %%
+try:
+    from loralab import notebook
+except ModuleNotFoundError:
+    raise ImportError(
+        "This kernel is not the course's. Start JupyterLab with `make lab` "
+        "and choose the kernel 'Python 3 (ipykernel)'."
+    ) from None
+notebook.start("08")
+
+import shutil
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+from loralab import capstone, hardware, measure, memory, plots, predictions, quiz, recorded_runs
+from loralab import training
+from loralab.checks import ch08 as check
+
+# %% tags=["parameters"]
+LANGUAGE = "course"  # the seed of your language: the one of chapter 05
+
+# %% [markdown]
+# ## 1. The budget
+#
+# | | at most |
+# |---|---|
+# | trained parameters | 500,000 |
+# | predicted peak of a training step | 0.6 GiB |
+# | training time on your computer | 10 minutes |
+#
+# The task is chapter 05's, translation into a language made from a seed, in *another* language than there: old adapters are worth nothing. **The goal: 60 % of unseen sentences right.** Method, layers, rank, α, learning rate, number of sentences: all of that is your choice.
+
+# %%
+language = capstone.language(LANGUAGE)
+for english, translation in language.pairs(3):
+    print(f"{english:48} {translation}")
+
+# %% [markdown]
+# The peak is predicted for one and the same kind of step on every computer, or a class could not compare its plans: fp32 beside the 4-bit layers, no checkpointing, TRL's loss, and 40 tokens, which no sentence with its translation exceeds.
+
+# %%
+print(capstone.YARDSTICK)
+print(capstone.BUDGET)
+
+# %% [markdown]
+# > **In short.** Three limits, one goal, and a yardstick that makes plans comparable.
+#
+# ## 2. What is known
+#
+# You have chapter 05's runs: the same kind of task, 160 steps of 8 sentences. How many of those that learn on the right pairs fit all of this budget? Write your guess down. (Time is that of the computer that made them.)
+
+# %%
+my_fitting = None  # runs
+
+found = {name: run for name, run in recorded_runs.recorded().items()
+         if run.config.task == "language" and run.config.method != "full"
+         and not run.config.shuffle_labels}
+print(recorded_runs.table(found))
+
+# %%
+def fits(run) -> bool:
+    config = run.config
+    cost = memory.estimate(capstone.MODEL, config.method, rank=config.r, targets=config.targets,
+                           batch=config.batch_size, **capstone.YARDSTICK)
+    return (run.trainable <= capstone.BUDGET.trainable
+            and cost.total <= capstone.BUDGET.peak_gib * memory.GiB
+            and run.seconds <= capstone.BUDGET.minutes * 60)
+
+fitting = [name for name, run in found.items() if fits(run)]
+predictions.compare("runs that fit", my_fitting, len(fitting))
+print(*(f"{name}: {found[name].accuracy:.2f}" for name in fitting), sep="\n")
+
+# %% [markdown]
+# Rank 1 on all layers fits. What you tuned there was the learning rate alone, with α = 2r. *So take the last row and be done?* It used most of the time, and its accuracy is barely the goal: one run, 96 sentences, another language. Chapters 02, 03 and 05 hold what you need to do better.
+#
+# > **In short.** The budget shuts out chapter 05's own settings, and leaves several kinds of run. Evidence says which.
+#
+# ## 3. A prediction for any settings
+#
+# ### Exercise 8.1 — write `predict`
+#
+# > Difficulty 3/5 · about 12 minutes · 4 points
+#
+# What will a run with these settings take? Parameters exactly, the yardstick's peak to 0.5 %, minutes from the time of a step.
+
+# %% exercise="predict"
+def predict(settings: dict, seconds_per_step: float) -> dict[str, float]:
+    """What a run takes: "trainable" (parameters), "peak_gib" (GiB), "minutes".
+
+    settings: "method" ("lora" or "qlora"), "r", "lora_alpha", "targets" ("all-linear" or a list
+    of layers' names), "learning_rate", "steps", "batch_size".
+    Rank 2 on ["q_proj"] trains 69,120 parameters; 90 steps of 2 s are 3 minutes.
+    Roughly 8 lines.
+    """
+    ### BEGIN SOLUTION
+    cost = memory.estimate(
+        capstone.MODEL, settings["method"], rank=settings["r"], targets=settings["targets"],
+        batch=settings["batch_size"], **capstone.YARDSTICK,
+    )
+    minutes = settings["steps"] * seconds_per_step / 60
+    return {"trainable": cost.trainable, "peak_gib": cost.total / memory.GiB, "minutes": minutes}
+    ### END SOLUTION
+
+# %% check="predict" points=4
+check.predict(predict)
+
+# %% [markdown] help="predict"
+
+# %% [markdown]
+# Now compare before you train. Change the lists, run the cell again: it costs nothing.
+
+# %%
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+FEED_FORWARD = ["gate_proj", "up_proj", "down_proj"]
+for method, targets, r, batch in [("qlora", "all-linear", 8, 8), ("qlora", ["q_proj", "v_proj"], 8, 8),
+                                  ("qlora", FEED_FORWARD, 2, 8), ("qlora", "all-linear", 1, 8),
+                                  ("lora", "all-linear", 1, 8), ("lora", "all-linear", 1, 1)]:
+    cost = predict(dict(method=method, targets=targets, r=r, batch_size=batch, steps=1), 0)
+    where = targets if isinstance(targets, str) else "+".join(t.split("_")[0] for t in targets)
+    print(f"{method:6}{where:16} r={r}  batch {batch}  {cost['trainable']:9,} parameters  "
+          f"{cost['peak_gib']:.3f} GiB")
+
+# %% [markdown]
+# *Lower the rank to save memory?* From rank 8 to rank 1 the peak hardly moves: what the rank costs is parameters. Memory is the base's format and the batch.
+#
+# The time of a step depends on your computer and what else runs on it, so it is measured, on three steps:
+
+# %% timeout=600
+BATCH = 8  # of your plan
+probe = training.RunConfig(r=1, batch_size=BATCH, task_seed=language.seed)
+print(f"{capstone.seconds_per_step(probe):.2f} s a step, with {BATCH} sentences")
+
+# %% [markdown]
+# > **In short.** Parameters and memory can be calculated, time can be measured in small.
+#
+# ## 4. The plan
+#
+# ### Exercise 8.2 — write `plan`
+#
+# > Difficulty 4/5 · about 20 minutes · 4 points
+#
+# Settings first, then what you expect of them, the accuracy included. It counts in exercise 8.3 whether you come within 0.15 of it: a modest plan that is kept earns more than a bold one that is not. Put the seconds per step in as a number. If you replan after a run, change the plan *and* its predictions, and keep the first plan for your report.
+
+# %% exercise="plan"
+def plan() -> dict:
+    """Eleven keys. Settings: "method" ("lora" or "qlora"), "r" (4), "lora_alpha" (8), "targets"
+    ("all-linear", or ["k_proj", "o_proj"]), "learning_rate" (1e-3), "steps" (50), "batch_size" (4).
+    Predictions: "trainable" (parameters), "peak_gib" (GiB), "minutes", "accuracy" (the share of
+    unseen sentences that will be right, as in 0.5). Roughly 6 lines.
+    """
+    ### BEGIN SOLUTION
+    settings = {"method": "qlora", "targets": "all-linear", "r": 1, "lora_alpha": 16,
+                "learning_rate": 1e-2, "steps": 100, "batch_size": 8}
+    return {**settings, **predict(settings, 1.9), "accuracy": 0.75}
+    ### END SOLUTION
+
+# %% check="plan" points=4
+check.plan(plan())
+
+# %% [markdown] help="plan"
+
+# %% [markdown]
+# > **In short.** You have committed yourself, in numbers.
+
+# %% [markdown]
+# ## 5. The run
+#
+# ### Exercise 8.3 — train and save your adapter
+#
+# > Difficulty 3/5 · about 20 minutes · 8 points
+#
+# `training.run(config)` trains, or takes a finished run from the cache, and returns a `Run`: `.adapter` is the folder with its two files, `training.ADAPTER_FILES` their names. Name it `run`, and copy the two files to the folder `adapter` beside this notebook; they are handed in with it. (Train in a way of your own if you like: what counts is the adapter.)
+#
+# | points | for |
+# |---|---|
+# | 1 | the file's parameters are within the budget |
+# | 1 | rank, α and layers are the planned ones |
+# | 1 | accuracy on hidden sentences within 0.15 of the predicted one |
+# | 5 | one each for 9, 18, 27, 36 and 45 % of the hidden sentences, within the budget |
+
+# %%
+config = capstone.run_config(plan(), LANGUAGE)
+print(config)
+
+# %% exercise="trained_adapter" timeout=3600
+### BEGIN SOLUTION
+run = training.run(config)
+Path("adapter").mkdir(exist_ok=True)
+for name in training.ADAPTER_FILES:
+    shutil.copyfile(run.adapter / name, Path("adapter") / name)
+### END SOLUTION
+
+# %% check="trained_adapter" points=8 timeout=900
+check.trained_adapter("adapter", language, plan())
+
+# %% [markdown] help="trained_adapter"
+
+# %%
+plots.loss_curve(run.history, title=f"Training loss, {run.seconds:.0f} s")
+plt.show()
+
+# %% [markdown]
+# *Alt text: your run's training loss over its steps. In a run that learns the language it falls from above 8 to below 0.5, steeply at first.*
+#
+# > **In short.** An adapter within the budget, on file.
+#
+# ## 6. The difference
+#
+# Every prediction beside its measurement.
+
+# %%
+mine = plan()
+predictions.compare("trained parameters", mine["trainable"], run.trainable)
+predictions.compare("peak of a step", mine["peak_gib"], run.peak_bytes / memory.GiB, "GiB")
+predictions.compare("training time", mine["minutes"], run.seconds / 60, "min")
+predictions.compare("exact match", mine["accuracy"], run.accuracy)
+low, high = plots.wilson_interval(run.accuracy, run.config.test_size)
+print(f"95 % interval of the accuracy, for {run.config.test_size} sentences: {low:.2f} to {high:.2f}")
+print("measured on:", run.machine)
+
+# %% [markdown]
+# Parameters are exact, or the plan was for another run. The peak is not, and the parts of the estimate say where to look:
+
+# %%
+cost = memory.estimate(capstone.MODEL, config.method, rank=config.r, targets=config.targets,
+                       batch=config.batch_size, **capstone.YARDSTICK)
+for part, size in cost.components.items():
+    if size:
+        print(f"  {memory.LABELS[part]:30} {size / memory.GiB:6.3f} GiB")
+held = sum(run.held_bytes.values()) / memory.GiB
+print(f"held after a step: predicted {cost.static / memory.GiB:.3f}, counted {held:.3f} GiB")
+
+# %% [markdown]
+# Three things differ from the yardstick: your batches are padded to *their* longest sentence, not to 40 tokens; a CPU keeps more copies of the loss's tile than a GPU (chapter 05, section 6), and only a GPU has cuBLAS workspaces; on a GPU the step computes in 16 bits. Which of them matter for your run, and in which direction?
+#
+# Where does your run stand among chapter 05's?
+
+# %%
+points = [plots.Point(r.trainable, r.accuracy, name) for name, r in found.items()]
+points.append(plots.Point(run.trainable, run.accuracy, "yours", mine=True))
+plots.accuracy_by_cost(points, "trainable", limit=capstone.BUDGET.trainable,
+                       title="What accuracy costs")
+plt.show()
+
+# %% [markdown]
+# *Alt text: accuracy against trained parameters on a logarithmic axis. Chapter 05's runs with all linear layers at rank 8 lie right of the budget's line; rank 1 at two learning rates lies left of it; yours is circled. A line joins the runs that no other beats at both: the Pareto front.*
+#
+# The **Pareto front** joins the runs that no other beats in both accuracy and cost. A run off the front is no failure, but there is a better one at its price. (Other language, other steps: the picture compares roughly.) Your class has such a picture too, with names or without: your instructor makes it with `autograder leaderboard`.
+#
+# > **In short.** A prediction is as good as its account of the difference.
+
+# %% [markdown]
+# ## 7. The report
+#
+# ### Exercise 8.4 — report what you chose, and why
+#
+# > Difficulty 3/5 · about 25 minutes · 4 points
+#
+# 200 to 300 words, read by a person. A point for each row:
+#
+# | | full point | half a point |
+# |---|---|---|
+# | **choice** | method, layers, rank, α and learning rate each have a reason, with the row or chapter that it comes from | reasons without evidence, or for some of them |
+# | **account** | each of the four predictions stands beside its measurement, and the differences of memory and time are explained by named parts | differences stated, not explained |
+# | **doubt** | says what one run and one seed do not show, with the accuracy's interval | doubts without a number |
+# | **next** | one change to try next, with its predicted parameters, peak and accuracy | a change without a prediction |
+#
+# A failed run that is well explained earns all four.
+
+# %% [markdown] manual="report" points=4
+# ### BEGIN SOLUTION
+# REPORT_TEXT
+# ### END SOLUTION
+
+# %% [markdown]
+# > **In short.** What you can explain, you can repeat.
+#
+# ## 8. Self-check questions
+
+# %%
+quiz.show("08")
+
+# %% [markdown]
+# > **In short.** The last questions of the course: each wrong answer is a mistake that somebody made.
+#
+# ---
+# In this chapter you have:
+#
+# - **seen** a budget decide between methods, layers and ranks, and a front of what accuracy costs;
+# - **used** `loralab.memory` to plan, a short measurement for time, and your own predictions as the yardstick of a run.
+#
+# **What this does not show.** A small model and a synthetic task. On yours other settings win; the way of finding them stays the same.
+#
+# **What comes next**
+#
+# - [Unsloth](https://unsloth.ai/docs): the same training with faster kernels, and the lesson that follows this one.
+# - [LoRA](https://arxiv.org/abs/2106.09685) (Hu et al., 2021) and [QLoRA](https://arxiv.org/abs/2305.14314) (Dettmers et al., 2023): read them again, now that you have measured what they claim.
+# - [PEFT's documentation](https://huggingface.co/docs/peft): what else can be adapted.
