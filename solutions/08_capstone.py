@@ -52,8 +52,8 @@ LANGUAGE = "course"  # the seed of your language: the one of chapter 05
 #
 # | | at most |
 # |---|---|
-# | trained parameters | 500,000 |
-# | predicted peak of a training step | 0.6 GiB |
+# | trained parameters | 650,000 |
+# | predicted peak of a training step | 0.4 GiB |
 # | training time on your computer | 10 minutes |
 #
 # The task is chapter 05's, translation into a language made from a seed, in *another* language than there: old adapters are worth nothing. **The goal: 60 % of unseen sentences right.** Method, layers, rank, α, learning rate, number of sentences: all of that is your choice.
@@ -75,7 +75,7 @@ print(capstone.BUDGET)
 #
 # ## 2. What is known
 #
-# You have chapter 05's runs: the same kind of task, 160 steps of 8 sentences. How many of those that learn on the right pairs fit all of this budget? Write your guess down. (Time is that of the computer that made them.)
+# You have chapter 05's runs: the same kind of task, 160 steps of 8 sentences. How many of them keep the whole budget? Write your guess down. (Time is that of the computer that made them.)
 
 # %%
 my_fitting = None  # runs
@@ -86,22 +86,23 @@ found = {name: run for name, run in recorded_runs.recorded().items()
 print(recorded_runs.table(found))
 
 # %%
-def fits(run) -> bool:
-    config = run.config
+def broken(run) -> list[str]:
+    config, budget = run.config, capstone.BUDGET
     cost = memory.estimate(capstone.MODEL, config.method, rank=config.r, targets=config.targets,
                            batch=config.batch_size, **capstone.YARDSTICK)
-    return (run.trainable <= capstone.BUDGET.trainable
-            and cost.total <= capstone.BUDGET.peak_gib * memory.GiB
-            and run.seconds <= capstone.BUDGET.minutes * 60)
+    limits = {"parameters": run.trainable > budget.trainable,
+              "memory": cost.total > budget.peak_gib * memory.GiB,
+              "time": run.seconds > budget.minutes * 60}
+    return [limit for limit, over in limits.items() if over]
 
-fitting = [name for name, run in found.items() if fits(run)]
-predictions.compare("runs that fit", my_fitting, len(fitting))
-print(*(f"{name}: {found[name].accuracy:.2f}" for name in fitting), sep="\n")
+predictions.compare("runs in the budget", my_fitting, sum(not broken(run) for run in found.values()))
+for name, run in found.items():
+    print(f"{name:36} {run.accuracy:.2f}  breaks {', '.join(broken(run)) or 'nothing'}")
 
 # %% [markdown]
-# Rank 1 on all layers fits. What you tuned there was the learning rate alone, with α = 2r. *So take the last row and be done?* It used most of the time, and its accuracy is barely the goal: one run, 96 sentences, another language. Chapters 02, 03 and 05 hold what you need to do better.
+# None. The two runs at rank 1 break memory alone: with all else in place, eight sentences a step are too many. *So take the better one, halve the batch, and be done?* Its accuracy is barely the goal: one run, 96 sentences, another language. And with rank 8 gone to rank 1 its α went from 16 to 2. What α does, chapters 02 and 03 say.
 #
-# > **In short.** The budget shuts out chapter 05's own settings, and leaves several kinds of run. Evidence says which.
+# > **In short.** The budget shuts out every run that you know, and leaves several kinds. Evidence says which.
 #
 # ## 3. A prediction for any settings
 #
@@ -140,22 +141,22 @@ check.predict(predict)
 # %%
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 FEED_FORWARD = ["gate_proj", "up_proj", "down_proj"]
-for method, targets, r, batch in [("qlora", "all-linear", 8, 8), ("qlora", ["q_proj", "v_proj"], 8, 8),
-                                  ("qlora", FEED_FORWARD, 2, 8), ("qlora", "all-linear", 1, 8),
-                                  ("lora", "all-linear", 1, 8), ("lora", "all-linear", 1, 1)]:
+for method, targets, r, batch in [("qlora", "all-linear", 8, 8), ("qlora", "all-linear", 1, 8),
+                                  ("qlora", "all-linear", 1, 4), ("qlora", FEED_FORWARD, 3, 4),
+                                  ("qlora", ["q_proj", "v_proj"], 11, 4), ("lora", ATTENTION, 1, 1)]:
     cost = predict(dict(method=method, targets=targets, r=r, batch_size=batch, steps=1), 0)
     where = targets if isinstance(targets, str) else "+".join(t.split("_")[0] for t in targets)
     print(f"{method:6}{where:16} r={r}  batch {batch}  {cost['trainable']:9,} parameters  "
           f"{cost['peak_gib']:.3f} GiB")
 
 # %% [markdown]
-# *Lower the rank to save memory?* From rank 8 to rank 1 the peak hardly moves: what the rank costs is parameters. Memory is the base's format and the batch.
+# *Lower the rank to save memory?* From rank 8 to rank 1 the peak hardly moves: what the rank costs is parameters. Memory is the base's format and the batch. (A smaller batch is not a slower student: a step of four sentences changes the weights as far as one of eight.)
 #
 # The time of a step depends on your computer and what else runs on it, so it is measured, on three steps:
 
 # %% timeout=600
-BATCH = 8  # of your plan
-probe = training.RunConfig(r=1, batch_size=BATCH, task_seed=language.seed)
+BATCH = 4  # of your plan
+probe = training.RunConfig(r=2, batch_size=BATCH, task_seed=language.seed)
 print(f"{capstone.seconds_per_step(probe):.2f} s a step, with {BATCH} sentences")
 
 # %% [markdown]
@@ -171,15 +172,15 @@ print(f"{capstone.seconds_per_step(probe):.2f} s a step, with {BATCH} sentences"
 
 # %% exercise="plan"
 def plan() -> dict:
-    """Eleven keys. Settings: "method" ("lora" or "qlora"), "r" (4), "lora_alpha" (8), "targets"
-    ("all-linear", or ["k_proj", "o_proj"]), "learning_rate" (1e-3), "steps" (50), "batch_size" (4).
+    """Eleven keys. Settings: "method" ("lora" or "qlora"), "r" (3), "lora_alpha" (9), "targets"
+    ("all-linear", or ["k_proj", "o_proj"]), "learning_rate" (1e-3), "steps" (50), "batch_size" (2).
     Predictions: "trainable" (parameters), "peak_gib" (GiB), "minutes", "accuracy" (the share of
     unseen sentences that will be right, as in 0.5). Roughly 6 lines.
     """
     ### BEGIN SOLUTION
-    settings = {"method": "qlora", "targets": "all-linear", "r": 1, "lora_alpha": 16,
-                "learning_rate": 1e-2, "steps": 100, "batch_size": 8}
-    return {**settings, **predict(settings, 1.9), "accuracy": 0.75}
+    settings = {"method": "qlora", "targets": "all-linear", "r": 2, "lora_alpha": 16,
+                "learning_rate": 4e-3, "steps": 160, "batch_size": 4}
+    return {**settings, **predict(settings, 1.0), "accuracy": 0.75}
     ### END SOLUTION
 
 # %% check="plan" points=4

@@ -124,7 +124,7 @@ def page(board: Board, course: str) -> str:
 
 
 def _picture(entries: Sequence[Entry], cost: str) -> str:
-    """The Pareto plot as the address of an SVG that is in it. Points have row numbers, not names."""
+    """The Pareto plot as an address that holds its SVG. Points have row numbers, not names."""
     import matplotlib
 
     with matplotlib.rc_context({"svg.hashsalt": "leaderboard"}):

@@ -26,6 +26,8 @@ SECONDS = (0.005, 120.0)  # that a step can take
 METHODS = ("lora", "qlora")
 MOST_RANK, MOST_ALPHA = 256, 10_000  # what is taken when adapters are handed in
 MOST_STEPS, MOST_BATCH = 100_000, 4096
+# What `memory.estimate` takes where the yardstick is not passed on.
+DEFAULTS = {"dtype": "bf16", "compute_dtype": None, "seq": 512, "checkpointing": True, "loss": "hf"}
 
 EXERCISES = {
     "predict": Exercise(
@@ -256,10 +258,7 @@ def _mistaken(
     total = found.total
     ours = (targets, "all-linear", ("q_proj", "v_proj"))
     other = METHODS[METHODS[0] == method]
-    left_out = [{name: value for name, value in (
-        ("dtype", "bf16"), ("compute_dtype", None), ("seq", 512), ("checkpointing", True),
-        ("loss", "hf")) if name == without or without is None}
-        for without in (None, "dtype", "compute_dtype", "seq", "checkpointing", "loss")]  # fmt: skip
+    left_out = [DEFAULTS, *({name: value} for name, value in DEFAULTS.items())]
     mistaken = {
         "trainable": {
             "all_parameters": (memory.describe(capstone.MODEL).parameters, found.parameters),

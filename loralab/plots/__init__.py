@@ -6,7 +6,7 @@ that is shown; notebooks call them all from here.
 
 from loralab.plots.low_rank import error_by_rank
 from loralab.plots.memory import fit_grid, memory_bars, memory_by_tokens, memory_sweep
-from loralab.plots.pareto import Point, accuracy_by_cost, front
+from loralab.plots.pareto import Point, accuracy_by_cost
 from loralab.plots.published import predicted_against_published
 from loralab.plots.quantisation import code_usage, error_by_block, levels_over_weights
 from loralab.plots.ranks import RANKS, accuracy_by_setting, counts_by_rank, update_by_rank
@@ -16,6 +16,6 @@ from loralab.plots.training import accuracy_by_run, loss_curve, wilson_interval
 __all__ = [
     "COLOURS", "METHOD_NAMES", "Point", "RANKS", "accuracy_by_cost", "accuracy_by_run",
     "accuracy_by_setting", "code_usage", "counts_by_rank", "error_by_block", "error_by_rank",
-    "fit_grid", "front", "levels_over_weights", "loss_curve", "memory_bars", "memory_by_tokens", "memory_sweep", "predicted_against_published",
-    "update_by_rank", "use_style", "wilson_interval",
+    "fit_grid", "levels_over_weights", "loss_curve", "memory_bars", "memory_by_tokens",
+    "memory_sweep", "predicted_against_published", "update_by_rank", "use_style", "wilson_interval",
 ]  # fmt: skip
