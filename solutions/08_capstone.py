@@ -265,7 +265,8 @@ print(f"held after a step: predicted {cost.static / memory.GiB:.3f}, counted {he
 # Where does your run stand among chapter 05's?
 
 # %%
-points = [plots.Point(r.trainable, r.accuracy, name) for name, r in found.items()]
+points = [plots.Point(r.trainable, r.accuracy, name.replace(", another seed", " again"))
+          for name, r in found.items()]
 points.append(plots.Point(run.trainable, run.accuracy, "yours", mine=True))
 plots.accuracy_by_cost(points, "trainable", limit=capstone.BUDGET.trainable,
                        title="What accuracy costs")

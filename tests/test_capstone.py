@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from autograder.artifacts import capstone_adapter, evaluate
 from autograder.artifacts.adapter_files import CONFIG, WEIGHTS, LoraSettings, _shapes
 from autograder.artifacts.language_exam import SENTENCES
-from autograder.checks import Personal, StudentError, checks_of
+from autograder.checks import Part, Personal, StudentError, TrustedCheck, checks_of
 from autograder.grading import engine
+from autograder.grading.result import Result
 from loralab import base_model, capstone, evaluation, memory, recorded_runs
 from loralab.capstone import BUDGET
 from loralab.checks import WrongAnswer, ch05, help_markdown
@@ -196,6 +197,21 @@ def test_the_trained_adapter_gets_full_marks_in_its_language_alone():
     assert measured["accuracy"] >= BUDGET.accuracy
     points, told, measured = grade(solution, files, Personal(secret="ab" * 32, language="ada's"))
     assert earned(points) == (1, 1, 0, 0) and measured["accuracy"] < 0.09
+
+
+def test_what_a_part_measured_is_kept_whatever_it_earned():
+    def no_plan():
+        raise WrongAnswer(EXERCISE, "no")
+
+    def lost():
+        raise StudentError("died")
+
+    made = [Part(1, no_plan, measured=lambda: {"a": 1}), Part(1, lambda: None, measured=no_plan),
+            Part(1, lambda: None, measured=lost), Part(1, lambda: None)]  # fmt: skip
+    item = engine._item(4.0, TrustedCheck("x", lambda *_: made), None, random.Random(0), CLASS)
+    assert (item.score, item.measured) == (3, {"a": 1})
+    kept = Result.from_json(Result("08", "s", {"x": item}).to_json())
+    assert kept.items["x"] == item
 
 
 # --- the visible check ----------------------------------------------------------------------------

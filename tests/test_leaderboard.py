@@ -233,7 +233,7 @@ def test_the_figure_draws_all_points_and_one_place_once():
     figure = accuracy_by_cost(points, "trainable", limit=BUDGET.trainable, title="x")
     (axes,) = figure.axes
     assert axes.get_xscale() == "log"
-    assert sorted(text.get_text() for text in axes.texts) == ["$x", "1, 2", "3"]
+    assert sorted(text.get_text() for text in axes.texts) == ["$x", "1 · 2", "3"]
     assert sum(len(one.get_offsets()) for one in axes.collections) == len(points) + 1
     figure.canvas.draw()
     assert accuracy_by_cost([], "peak_gib").axes[0].get_xscale() == "linear"

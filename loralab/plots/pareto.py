@@ -29,6 +29,8 @@ COSTS = {
     "peak_gib": "predicted peak of a step (GiB)",
 }
 
+NEAR = 0.035  # of the axes: points so close share their label's line
+
 
 def front(points: Sequence[tuple[float, float] | Point]) -> list[int]:
     """Indices of the points that no other point beats, in order of cost.
@@ -79,23 +81,33 @@ def accuracy_by_cost(
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(_count))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    _label(axes, points)
     axes.set(ylim=(-0.04, 1.06), xlabel=COSTS[cost], ylabel="exact match on unseen sentences",
              title=title)  # fmt: skip
+    _label(axes, points)
     if axes.get_legend_handles_labels()[0]:
         figure.legend(loc="outside lower center", ncols=5)
     return figure
 
 
 def _label(axes: plt.Axes, points: Sequence[Point]) -> None:
-    """Each label beside its point; those of one place share a line."""
-    places: dict[tuple[float, float], list[str]] = {}
-    for point in points:
-        if point.label:
-            places.setdefault((point.cost, round(point.accuracy, 3)), []).append(point.label)
-    for (cost, accuracy), labels in places.items():
-        axes.annotate(", ".join(labels), (cost, accuracy), (6, 5), textcoords="offset points",
-                      fontsize=8, parse_math=False)  # fmt: skip
+    """Each label beside its point, towards the middle; those of neighbours share a line."""
+    axes.margins(x=0.08)
+    axes.autoscale_view()  # else the places below are those of older limits
+    to_axes = axes.transData + axes.transAxes.inverted()
+    groups: list[tuple[float, float, list[str]]] = []
+    named = [(*to_axes.transform((p.cost, p.accuracy)), p.label) for p in points if p.label]
+    for x, y, label in sorted(named, key=lambda one: (-one[1], one[0])):
+        for other_x, other_y, labels in groups:
+            if abs(x - other_x) < NEAR and abs(y - other_y) < NEAR:
+                labels.append(label)
+                break
+        else:
+            groups.append((x, y, [label]))
+    for x, y, labels in groups:
+        left = x > 0.6
+        axes.annotate(" · ".join(labels), (x, y), (-9 if left else 9, 5), xycoords="axes fraction",
+                      textcoords="offset points", ha="right" if left else "left", fontsize=8,
+                      parse_math=False)  # fmt: skip
 
 
 def _count(number: float, _: object = None) -> str:
