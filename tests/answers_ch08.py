@@ -53,7 +53,7 @@ RIGHT = {
 def predict(settings, seconds_per_step):
     keys = {"r": "rank", "targets": "targets", "batch_size": "batch"}
     known = {new: settings[old] for old, new in keys.items()}
-    e = memory.estimate("smollm2-135m", settings["method"], dtype=torch.float32, seq=40,
+    e = memory.estimate("smollm2-135m", settings["method"], dtype=torch.float32, seq=56,
                         compute_dtype=torch.float32, loss="trl", checkpointing=False, **known)
     return dict(minutes=np.float32(settings["steps"]) / 60 * seconds_per_step,
                 trainable=torch.tensor(e.trainable), peak_gib=sum(e.components.values()) / 2**30)
@@ -79,7 +79,7 @@ def predict(settings, seconds_per_step):
         """
 def plan():
     return dict(method="qlora", r=1, lora_alpha=16.0, targets="all-linear", learning_rate=1e-2,
-                steps=100, batch_size=4, trainable=305_280, peak_gib=0.380, minutes=5,
+                steps=100, batch_size=4, trainable=305_280, peak_gib=0.466, minutes=5,
                 accuracy=0.65, seed=3)
 """,
     ],
@@ -104,7 +104,7 @@ WRONG = [
     Wrong("predict", "batch", changed('batch=settings["batch_size"],', ""), (2,)),
     Wrong("predict", "method", changed('settings["method"]', '"qlora"'), (2,)),
     Wrong("predict", "seconds", changed("seconds_per_step / 60", "seconds_per_step"), (3,)),
-    Wrong("predict", "sentences",
+    Wrong("predict", "questions",
           changed('settings["steps"] *', 'settings["steps"] * settings["batch_size"] *'), (3,)),
     Wrong("plan", "incomplete", a_plan('del found["accuracy"]')),
     Wrong("plan", "incomplete", a_plan('found["method"] = "full"')),

@@ -1,4 +1,4 @@
-"""The capstone's adapter by its file, its plan and hidden sentences; and what chapter 08 claims."""
+"""The capstone's adapter by its file, its plan and hidden questions; and what chapter 08 claims."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from autograder.artifacts import capstone_adapter, evaluate
 from autograder.artifacts.adapter_files import CONFIG, WEIGHTS, LoraSettings, _shapes
-from autograder.artifacts.language_exam import SENTENCES
+from autograder.artifacts.exam import PAIRS
 from autograder.checks import Part, Personal, StudentError, TrustedCheck, checks_of
 from autograder.grading import engine
 from autograder.grading.result import Result
-from loralab import base_model, capstone, evaluation, memory, recorded_runs
+from loralab import base_model, capstone, evaluation, memory, recorded_runs, training
 from loralab.capstone import BUDGET
 from loralab.checks import WrongAnswer, ch05, help_markdown
 from loralab.checks import ch08 as check
@@ -30,7 +30,7 @@ from loralab.training import ADAPTER_FILES
 SOURCE = sheet("08").source
 EXERCISE = check.EXERCISES["trained_adapter"]
 CLASS = Personal(secret="ab" * 32, student="ada")
-# Trained by the chapter's solution, for the language of the seed "course".
+# Trained by the chapter's solution.
 TRAINED = Path(__file__).parent / "adapters" / "capstone"
 LLAMA = sorted(check.names())
 
@@ -80,7 +80,7 @@ def hand_in(tmp_path):
 
 @pytest.fixture
 def right(monkeypatch):
-    """Say how many of the hidden sentences are right, in place of trying the adapter."""
+    """Say how many of the hidden questions are right, in place of trying the adapter."""
     def set_to(hits):
         monkeypatch.setattr(evaluate, "right_answers", lambda *_, **__: hits)
 
@@ -99,25 +99,25 @@ def earned(points) -> tuple[float, ...]:
 
 
 @pytest.mark.parametrize("share, expected", [
-    (0.05, (1, 1, 0, 0)), (0.10, (1, 1, 0, 1)), (0.20, (1, 1, 0, 2)), (0.40, (1, 1, 0, 4)),
-    (0.46, (1, 1, 0, 5)), (0.60, (1, 1, 1, 5)), (0.84, (1, 1, 1, 5)), (0.90, (1, 1, 0, 5)),
+    (0.05, (1, 1, 0, 0)), (0.14, (1, 1, 0, 1)), (0.25, (1, 1, 0, 2)), (0.50, (1, 1, 0, 4)),
+    (0.61, (1, 1, 1, 5)), (0.84, (1, 1, 1, 5)), (0.90, (1, 1, 0, 5)),
 ])  # fmt: skip
 def test_points_for_the_file_the_plan_the_prediction_and_the_share(hand_in, right, share, expected):
-    right(round(share * SENTENCES))
+    right(round(share * PAIRS))
     points, told, measured = grade(a_plan(), hand_in())  # predicts 0.7
     assert earned(points) == expected
     assert measured["trainable"] == 305_280
     assert measured["accuracy"] == pytest.approx(share, abs=0.01)
-    assert measured["peak_gib"] == pytest.approx(0.380, abs=1e-3)
+    assert measured["peak_gib"] == pytest.approx(0.466, abs=1e-3)
     wanted = {EXERCISE.symptoms[key].sees for key in (
-        ("other_language",) if share < 0.09 else
-        ("short", "surprise") if share < 0.45 else
+        ("other_language",) if share < 0.12 else
+        ("short", "surprise") if share < 0.55 else
         ("surprise",) if abs(share - 0.7) > 0.15 else ())}  # fmt: skip
     assert told == wanted
 
 
 def test_over_the_budget_no_sentence_counts(hand_in, right):
-    right(SENTENCES)
+    right(PAIRS)
     points, told, measured = grade(a_plan(r=8, lora_alpha=16), hand_in(8, 16))
     assert earned(points) == (0, 1, 0, 0)
     assert told == {EXERCISE.symptoms["over_budget"].sees}
@@ -126,7 +126,7 @@ def test_over_the_budget_no_sentence_counts(hand_in, right):
 
 
 def test_parameters_are_counted_in_the_file_whatever_the_plan_says(hand_in, right):
-    right(SENTENCES)
+    right(PAIRS)
     lies = a_plan('found["trainable"] = 100')
     points, told, measured = grade(lies, hand_in())
     assert earned(points) == (1, 0, 0, 5) and measured["trainable"] == 305_280
@@ -139,7 +139,7 @@ def test_parameters_are_counted_in_the_file_whatever_the_plan_says(hand_in, righ
     {"use_rslora": True, "r": 2, "targets": ("q_proj",)}, {"targets": tuple(LLAMA[1:])},
 ])  # fmt: skip
 def test_an_adapter_that_was_not_planned(hand_in, right, changed):
-    right(round(0.7 * SENTENCES))
+    right(round(0.7 * PAIRS))
     points, told, measured = grade(a_plan(), hand_in(**changed))
     assert earned(points) == (1, 0, 1, 5)
     assert told == {EXERCISE.symptoms["other_run"].sees}
@@ -149,14 +149,14 @@ def test_an_adapter_that_was_not_planned(hand_in, right, changed):
 @pytest.mark.parametrize("plan", [None, "def plan():\n    return 3", a_plan('del found["r"]'),
                                   "def plan():\n    raise ValueError", ""])  # fmt: skip
 def test_without_a_plan_the_adapter_still_counts(hand_in, right, plan):
-    right(round(0.7 * SENTENCES))
+    right(round(0.7 * PAIRS))
     points, told, measured = grade(plan, hand_in())
     assert earned(points) == (1, 0, 0, 5)
     assert told and set(measured) == {"trainable", "accuracy"}
 
 
 def test_nothing_handed_in_and_nothing_learnt_earn_nothing(hand_in, right):
-    right(SENTENCES)
+    right(PAIRS)
     nothing = a_plan('found["accuracy"] = 0.0')
     assert earned(grade(nothing, {})[0]) == (0, 0, 0, 0)
     assert grade(nothing, {})[1:] == ({EXERCISE.symptoms["missing"].sees}, {})
@@ -170,7 +170,7 @@ def test_nothing_handed_in_and_nothing_learnt_earn_nothing(hand_in, right):
 
 
 def test_a_pickle_is_not_opened(hand_in, right):
-    right(SENTENCES)
+    right(PAIRS)
     files = hand_in()
     files[WEIGHTS].write_bytes(b"\x80\x04.")
     points, told, measured = grade(a_plan(), files)
@@ -189,29 +189,20 @@ def test_the_parts_are_worth_what_the_exercise_is_and_its_text_says():
     assert text.count("<details>") == len(EXERCISE.hints) + len(EXERCISE.symptoms)
 
 
-def test_the_trained_adapter_gets_full_marks_in_its_language_alone():
+def test_the_trained_adapter_gets_full_marks_whatever_its_class_speaks():
     files = {CONFIG: TRAINED / ADAPTER_FILES[0], WEIGHTS: TRAINED / ADAPTER_FILES[1]}
-    solution = "\n".join(sheet("08").cells.values())
-    points, told, measured = grade(solution, files)
-    assert earned(points) == (1, 1, 1, 5), told
-    assert measured["accuracy"] >= BUDGET.accuracy
-    points, told, measured = grade(solution, files, Personal(secret="ab" * 32, language="ada's"))
-    assert earned(points) == (1, 1, 0, 0) and measured["accuracy"] < 0.09
+    solution = "\n".join(sheet("08").cells[name] for name in ("predict", "plan"))
+    for personal in (CLASS, Personal(secret="cd" * 32, language="class-1234abcd")):
+        points, told, measured = grade(solution, files, personal)
+        assert earned(points) == (1, 1, 1, 5), told
+        assert measured["accuracy"] >= BUDGET.accuracy
 
 
-def test_what_a_part_measured_is_kept_whatever_it_earned():
-    def no_plan():
-        raise WrongAnswer(EXERCISE, "no")
-
-    def lost():
-        raise StudentError("died")
-
-    made = [Part(1, no_plan, measured=lambda: {"a": 1}), Part(1, lambda: None, measured=no_plan),
-            Part(1, lambda: None, measured=lost), Part(1, lambda: None)]  # fmt: skip
-    item = engine._item(4.0, TrustedCheck("x", lambda *_: made), None, random.Random(0), CLASS)
-    assert (item.score, item.measured) == (3, {"a": 1})
-    kept = Result.from_json(Result("08", "s", {"x": item}).to_json())
-    assert kept.items["x"] == item
+def test_chapter_05s_adapter_is_worth_nothing_here():
+    files = {CONFIG: recorded_runs.REFERENCE / ADAPTER_FILES[0],
+             WEIGHTS: recorded_runs.REFERENCE / ADAPTER_FILES[1]}
+    points, _, measured = grade(a_plan(), files)
+    assert earned(points) == (0, 0, 0, 0) and measured["accuracy"] < 0.12
 
 
 # --- the visible check ----------------------------------------------------------------------------
@@ -220,7 +211,7 @@ def test_what_a_part_measured_is_kept_whatever_it_earned():
 @pytest.fixture
 def share(monkeypatch):
     def set_to(value):
-        monkeypatch.setattr(ch05, "held_out_accuracy", lambda folder, language: value)
+        monkeypatch.setattr(ch05, "held_out_accuracy", lambda folder, task: value)
 
     return set_to
 
@@ -232,11 +223,11 @@ def planned(code=None):
 
 def test_the_visible_check_says_one_line(hand_in, share, capsys):
     folder = hand_in()[CONFIG].parent
-    share(0.75)
-    check.trained_adapter(folder, capstone.language("x"), planned())
+    share(0.84375)
+    check.trained_adapter(folder, planned())
     out = capsys.readouterr().out
     assert out.startswith("OK: exercise 8.3") and out.count("\n") == 1
-    assert "305,280 parameters; 75 % of 64" in out
+    assert "305,280 parameters; 84 % of 64" in out
 
 
 @pytest.mark.parametrize("symptom, files, value, plan", [
@@ -254,7 +245,7 @@ def test_each_mistake_is_named(hand_in, share, tmp_path, monkeypatch, symptom, f
 
         monkeypatch.setattr(ch05, "held_out_accuracy", fail)
     with pytest.raises(WrongAnswer) as caught:
-        check.trained_adapter(folder, capstone.language("x"), planned(a_plan(**plan)))
+        check.trained_adapter(folder, planned(a_plan(**plan)))
     assert caught.value.symptom == EXERCISE.symptoms[symptom], str(caught.value)
 
 
@@ -266,7 +257,7 @@ def test_damaged_files_are_no_adapter(hand_in, share, name, content):
     folder = hand_in()[CONFIG].parent
     (folder / name).write_text(content)
     with pytest.raises(WrongAnswer) as caught:
-        check.trained_adapter(folder, capstone.language("x"), planned())
+        check.trained_adapter(folder, planned())
     assert caught.value.symptom == EXERCISE.symptoms["missing"]
 
 
@@ -283,14 +274,14 @@ def test_the_budget_is_what_the_text_says():
     assert f"| trained parameters | {BUDGET.trainable:,} |" in SOURCE
     assert f"| predicted peak of a training step | {BUDGET.peak_gib:g} GiB |" in SOURCE
     assert f"| training time on your computer | {BUDGET.minutes:g} minutes |" in SOURCE
-    assert f"{100 * BUDGET.accuracy:.0f} % of unseen sentences right" in SOURCE
+    assert f"{100 * BUDGET.accuracy:.0f} % of unseen questions right" in SOURCE
 
 
 def test_the_budget_forces_a_choice():
     """Chapter 05's settings and LoRA in batches are out; several kinds of QLoRA are in."""
     main = recorded_runs.MAIN
     assert cost(main.method, main.r, main.targets, main.batch_size)[0] > BUDGET.trainable
-    inside = [("qlora", 2, "all-linear", 4), ("qlora", 11, ["q_proj", "v_proj"], 5),
+    inside = [("qlora", 2, "all-linear", 4), ("qlora", 11, ["q_proj", "v_proj"], 4),
               ("qlora", 3, ["gate_proj", "up_proj", "down_proj"], 4)]  # fmt: skip
     outside = [("qlora", 3, "all-linear", 4), ("qlora", 1, "all-linear", 5),
                ("lora", 1, "k_proj", 1)]  # fmt: skip
@@ -312,7 +303,6 @@ def test_of_the_recorded_runs_none_fits_and_rank_1_breaks_memory_alone():
     alone = [name for name, limits in found.items() if limits == ["memory"]]
     assert alone == ["QLoRA, rank 1", "QLoRA, rank 1, learning rate 1e-2"]
     better = recorded_runs.recorded()[alone[1]]
-    assert BUDGET.accuracy < better.accuracy < BUDGET.accuracy + 0.1
     assert (better.config.lora_alpha, recorded_runs.MAIN.lora_alpha) == (2, 16)
 
 
@@ -326,21 +316,13 @@ def test_the_docstrings_numbers():
     assert "Rank 2 on [\"q_proj\"] trains 69,120" in SOURCE
 
 
-@pytest.mark.parametrize("seed", ["course", "ada", "class-1234abcd", 7, "x" * 200])
-def test_no_sentence_is_longer_than_the_yardsticks(seed):
+@pytest.mark.parametrize("split", ["train", "test", "exam"])
+def test_no_question_is_longer_than_the_yardsticks(split):
     tokenizer = base_model.load_tokenizer()
-    language = capstone.language(seed)
-    for split in ("train", "exam"):
-        for english, translation in language.pairs(150, split):
-            row, _ = evaluation.encode(
-                tokenizer, {"prompt": language.prompt(english), "completion": f" {translation}"})
-            assert len(row) <= capstone.SEQ
-
-
-def test_it_is_another_language_than_chapter_05s():
-    from loralab.tasks.language import Language
-
-    assert capstone.language("course").dictionary != Language("course").dictionary
+    rows = [evaluation.encode(tokenizer, {"prompt": capstone.SHOP.prompt(question),
+                                          "completion": f" {query}"})[0]
+            for question, query in capstone.SHOP.pairs(400 if split == "train" else 64, split)]
+    assert max(map(len, rows)) <= capstone.SEQ
 
 
 def test_the_quiz_interval():
@@ -351,10 +333,12 @@ def test_the_quiz_interval():
 
 
 def test_a_plan_becomes_its_run():
-    run = capstone.run_config(planned(a_plan(targets=["q_proj"], r=3)), "ada")
-    assert (run.r, run.targets, run.task_seed, run.steps) == (3, ("q_proj",), "ada capstone", 90)
+    run = capstone.run_config(planned(a_plan(targets=["q_proj"], r=3)), 7)
+    assert (run.r, run.targets, run.steps, run.seed) == (3, ("q_proj",), 90, 7)
+    assert training.examples(run, "test")[0]["prompt"] == capstone.SHOP.prompt(
+        capstone.SHOP.pairs(64, "test")[0].source)
     with pytest.raises(KeyError):
-        capstone.run_config({"r": 1}, "ada")
+        capstone.run_config({"r": 1})
 
 
 def test_the_time_of_a_step_leaves_the_first_out(monkeypatch):

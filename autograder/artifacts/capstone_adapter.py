@@ -1,9 +1,9 @@
-"""Exercise 8.3: the capstone's adapter, by its file, by its plan, and on hidden sentences.
+"""Exercise 8.3: the capstone's adapter, by its file, by its plan, and on hidden questions.
 
 Eight parts: within the budget; the planned one; an accuracy within 0.15 of the predicted one; and
-five for 9, 18, 27, 36 and 45 % of 64 hidden sentences, of which none is earned over the budget.
-The last share lies below the 60 % that the visible check asks for, for the reason that
-`trained_adapter` gives. All sentences are tried, because a leaderboard shows the share.
+five for 12, 24, 36, 48 and 60 % of 64 hidden questions, of which none is earned over the budget.
+The last share lies below the 80 % that the visible check asks for, for the reason that
+`trained_adapter` gives. All questions are tried, because a leaderboard shows the share.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 
 from autograder.artifacts.adapter_files import Adapter
-from autograder.artifacts.language_exam import Tried, tried
+from autograder.artifacts.exam import Tried, tried
 from autograder.checks import Part, Personal, Student, StudentError
 from autograder.checks.ch08 import PLAN
 from autograder.checks.once import once
@@ -41,7 +41,7 @@ def parts(student: Student, draw: random.Random, personal: Personal) -> list[Par
 
     @cache
     def found() -> Tried:
-        return tried(student, draw, personal, some=SHARES[0], language=capstone.language)
+        return tried(student, draw, personal, some=SHARES[0], task=capstone.SHOP)
 
     def file() -> AdapterFile:
         adapter = found().adapter

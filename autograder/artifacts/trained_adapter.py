@@ -11,11 +11,11 @@ import random
 from collections.abc import Callable
 from functools import cache
 
-from autograder.artifacts.language_exam import SENTENCES, Tried, exam, tried
+from autograder.artifacts.exam import PAIRS as SENTENCES
+from autograder.artifacts.exam import Tried, drawn, tried
 from autograder.checks import Part, Personal, Student
 from loralab.checks.ch05 import ENOUGH, EXERCISES
-
-__all__ = ["exam", "parts"]
+from loralab.tasks.language import Language
 
 POINTS = 5
 FULL = 0.75 * ENOUGH
@@ -39,3 +39,8 @@ def parts(student: Student, draw: random.Random, personal: Personal) -> list[Par
         return check
 
     return [Part(1, part(needed)) for needed in SHARES]
+
+
+def exam(seed: str | int, personal: Personal, draw: random.Random) -> list[dict[str, str]]:
+    """The hidden sentences in the language of that seed: see `exam.drawn`."""
+    return drawn(Language(seed), personal, draw)

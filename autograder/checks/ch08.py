@@ -1,7 +1,7 @@
 """Chapter 08's trusted checks: predictions of drawn settings, the plan, the adapter's file.
 
 What a leaderboard shows is measured here: parameters counted in the file, memory that
-`loralab.memory` predicts for the plan's settings, the share of hidden sentences that are right.
+`loralab.memory` predicts for the plan's settings, the share of hidden questions that are right.
 """
 
 from __future__ import annotations

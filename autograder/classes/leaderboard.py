@@ -25,7 +25,7 @@ CHAPTER = "08"
 
 @dataclass(frozen=True)
 class Entry:
-    """A student's adapter. `accuracy`: share of hidden sentences, 0…1. `peak_gib` is None where
+    """A student's adapter. `accuracy`: share of hidden questions, 0…1. `peak_gib` is None where
     the adapter is not the one that was planned."""
 
     student: str

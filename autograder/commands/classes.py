@@ -54,7 +54,7 @@ def languages(
         Path | None, typer.Option("--csv", metavar="FILE", help="Write them to a file instead.")
     ] = None,
 ) -> None:
-    """Show each student's LANGUAGE for chapters 05 and 08, to be handed out."""
+    """Show each student's LANGUAGE for chapter 05, to be handed out."""
     from autograder.classes import classroom
 
     if not classroom.settings(root).personal:

@@ -2,7 +2,7 @@
 
 Predictions are held against `loralab.memory` for the budget's yardstick; a plan against the budget
 and against its own settings; the adapter by the parameters in its file, by its plan, and by what
-it translates correctly on held-out sentences.
+it makes of held-out questions.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ EXERCISES = {
                 "a loss on whole logits. The yardstick says otherwise, in five settings.",
             ),
             "batch": Symptom(
-                "The peak of a batch of one sentence.",
-                "`settings` says how many sentences a step takes at once. Is that passed on?",
+                "The peak of a batch of one question.",
+                "`settings` says how many questions a step takes at once. Is that passed on?",
             ),
             "method": Symptom(
                 "The base is counted in the other method's format.",
@@ -76,9 +76,9 @@ EXERCISES = {
                 "These are seconds.",
                 "The key says minutes.",
             ),
-            "sentences": Symptom(
-                "The time is counted by sentence.",
-                "`seconds_per_step` is the time of a whole step, all its sentences together.",
+            "questions": Symptom(
+                "The time is counted by question.",
+                "`seconds_per_step` is the time of a whole step, all its questions together.",
             ),
         },
     ),
@@ -86,12 +86,12 @@ EXERCISES = {
         "plan",
         "8.2",
         hints=(
-            "Start from a row of chapter 05's table that has learnt something. Which of the three "
-            "limits does it break, and which setting would mend that?",
+            "Start from the row of chapter 05's table that is about SQL. Which of the three limits "
+            "does it break, and which setting would mend each?",
             "At equal parameters, where did adapters have to sit? And what did rank 1 need, to "
             "come near rank 8?",
-            "A small r with the *same* α is a larger α/r. What acts is roughly α/r times the "
-            "learning rate; chapters 02 and 03 say why.",
+            "The row learnt at α = 16. If you lower r, what becomes of α/r when α stays, and what "
+            "when α follows r down? Chapter 02, section 2, says what α/r scales.",
         ),
         symptoms={
             "incomplete": Symptom(
@@ -114,7 +114,7 @@ EXERCISES = {
             ),
             "over_time": Symptom(
                 "More minutes than the budget allows.",
-                "Fewer steps, or smaller ones. A step's time grows with its sentences.",
+                "Fewer steps, or smaller ones. A step's time grows with its questions.",
             ),
             "stale": Symptom(
                 "The predictions do not follow from the plan's own settings.",
@@ -129,7 +129,7 @@ EXERCISES = {
         hints=(
             "Look at the loss curve. Does it fall from the first steps on? Where does it end?",
             "A loss that jumps and stays high says that each step is too large; one that falls "
-            "evenly and ends above 0.5 says that the steps are too small, or too few.",
+            "evenly and ends above 0.3 says that the steps are too small, or too few.",
         ),
         symptoms={
             "missing": Symptom(
@@ -153,15 +153,15 @@ EXERCISES = {
             ),
             "other_language": Symptom(
                 "The adapter changes the output, but almost nothing is right.",
-                "Was it trained on `language` of *this* chapter? If so: for a long while no "
-                "sentence is right, then many are at once. Look where the loss ended.",
+                "Was it trained on *this* chapter's task, and long enough? Look where the loss "
+                "ended.",
             ),
             "other_base": Symptom(
                 "The adapter was made for another base model.",
                 "What is handed in is tried on the embedded model.",
             ),
             "short": Symptom(
-                "On the way: some sentences are right, not yet enough.",
+                "On the way: some answers are right, not yet enough.",
                 "Where does the loss end? The budget's minutes, α and the learning rate are where "
                 "the rest can come from. Compare one change at a time.",
             ),
@@ -276,7 +276,7 @@ def _mistaken(
         },
         "minutes": {
             "seconds": settings["steps"] * seconds,
-            "sentences": tuple(settings["steps"] * batch * seconds / unit for unit in (1, 60)),
+            "questions": tuple(settings["steps"] * batch * seconds / unit for unit in (1, 60)),
         },
     }  # fmt: skip
     right = _right(settings, seconds)
@@ -446,14 +446,14 @@ def compare_with_plan(found: AdapterFile, planned: Plan) -> None:
 
 
 def compare_accuracy(share: float, planned: Plan) -> None:
-    """Raise where the share of right sentences is far from what the plan says."""
+    """Raise where the share of right answers is far from what the plan says."""
     if abs(share - planned.accuracy) > CLOSE:
         raise EXERCISES["trained_adapter"].wrong(
             f"{planned.accuracy:.2f} was predicted.", "surprise")
 
 
-def trained_adapter(folder: str | Path, language: Any, given: Mapping[str, Any]) -> None:
-    """Check an adapter's files: within the budget, as planned, and what it translates right.
+def trained_adapter(folder: str | Path, given: Mapping[str, Any]) -> None:
+    """Check an adapter's files: within the budget, as planned, and what it gets right.
 
     A prediction that was far off is said, and does not fail the check.
     """
@@ -466,11 +466,11 @@ def trained_adapter(folder: str | Path, language: Any, given: Mapping[str, Any])
     compare_budget(found)
     compare_with_plan(found, planned)
     try:
-        share = ch05.held_out_accuracy(folder, language)
+        share = ch05.held_out_accuracy(folder, capstone.SHOP)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0][:120]
         raise exercise.wrong(f"The adapter cannot be loaded ({reason}).", "other_base") from None
-    right = f"{100 * share:.0f} % of {ch05.HELD_OUT} held-out sentences are right"
+    right = f"{100 * share:.0f} % of {ch05.HELD_OUT} held-out questions are right"
     if share < BUDGET.accuracy:
         needed = f"{right}; {100 * BUDGET.accuracy:.0f} % are needed."
         if largest < 0.01:  # a trained B reaches 0.1 and more

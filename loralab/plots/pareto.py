@@ -81,7 +81,7 @@ def accuracy_by_cost(
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(_count))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set(ylim=(-0.04, 1.06), xlabel=COSTS[cost], ylabel="exact match on unseen sentences",
+    axes.set(ylim=(-0.04, 1.06), xlabel=COSTS[cost], ylabel="right on unseen examples (share)",
              title=title)  # fmt: skip
     _label(axes, points)
     if axes.get_legend_handles_labels()[0]:

@@ -1,8 +1,8 @@
-"""A trained adapter, tried on sentences of its language that nobody has seen.
+"""A trained adapter, tried on pairs of its task that nobody has seen.
 
-The sentences are of the split "exam", drawn by the class's secret for the chapter; the language is
-the one that the class gave, or the one that the notebook names. What share earns what, a chapter
-says for itself.
+The pairs are of the split "exam", drawn by the class's secret for the chapter. Where the task is a
+language, it is the one that the class gave, or the one that the notebook names. What share earns
+what, a chapter says for itself.
 """
 
 from __future__ import annotations
@@ -10,23 +10,32 @@ from __future__ import annotations
 import hashlib
 import hmac
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from autograder.artifacts import adapter_files, evaluate
 from autograder.artifacts.adapter_files import Adapter, BadAdapter
 from autograder.checks import Personal, Student
 from loralab.checks import Exercise, Symptom, WrongAnswer
+from loralab.tasks import Pair
 from loralab.tasks.language import Language
 
-SENTENCES = 64
+PAIRS = 64
 UNTRAINED = 0.01  # a trained B reaches 0.1 and more
 MAX_SEED = 200  # characters of a language's seed
 
 
+class Task(Protocol):
+    """What `loralab.tasks` has: a language, a shop."""
+
+    def pairs(self, count: int, split: str, seed: int) -> list[Pair]: ...
+
+    def prompt(self, source: str) -> str: ...
+
+
 @dataclass(frozen=True)
 class Tried:
-    """What came of an adapter: the share of sentences that are right, 0…1, and what is wrong
+    """What came of an adapter: the share of pairs that are right, 0…1, and what is wrong
     where that is too little (`symptom`: a key of the exercise's table, or "" where `said` is all
     there is to say). `adapter` is None where there is none that could be read."""
 
@@ -48,30 +57,33 @@ def tried(
     personal: Personal,
     *,
     some: float,
-    enough: int = SENTENCES,
-    language: Callable[[str | int], Language] = Language,
+    enough: int = PAIRS,
+    task: Task | None = None,
 ) -> Tried:
     """Read the adapter that was handed in, and try it.
 
-    `some`: the share from which it has begun to learn. `enough`: right sentences after which the
-    rest is not tried. `language`: what is made of the seed that a student has.
+    `some`: the share from which it has begun to learn. `enough`: right answers after which the
+    rest is not tried. `task`: by default, the student's language.
     """
+    own: str | int = ""
     try:
         adapter = adapter_files.read_adapter(student.files)
-        own = named_language(student)
+        if task is None:
+            own = named_language(student)
     except BadAdapter as bad:
         return Tried(0.0, bad.kind, str(bad))
     if adapter.largest_b == 0:
         return Tried(0.0, "untrained", "B is zero everywhere.", adapter)
-    given = personal.language if personal.language is not None else own
-    hits = evaluate.right_answers(adapter, exam(given, personal, draw, language), enough)
-    share = hits / SENTENCES
+    given = own if task is not None or personal.language is None else personal.language
+    hits = evaluate.right_answers(
+        adapter, drawn(task or Language(given), personal, draw), enough)
+    share = hits / PAIRS
     return Tried(share, *_diagnosis(adapter, share >= some, str(own) != str(given)), adapter)
 
 
 def _diagnosis(adapter: Adapter, begun: bool, another_language: bool) -> tuple[str, str]:
     if begun:
-        return "short", "Some sentences are right."
+        return "short", "Some answers are right."
     if adapter.largest_b < UNTRAINED:
         return "untrained", "B has hardly moved."
     if another_language:
@@ -94,20 +106,14 @@ def named_language(student: Student) -> str | int:
     )
 
 
-def exam(
-    seed: str | int,
-    personal: Personal,
-    draw: random.Random,
-    language: Callable[[str | int], Language] = Language,
-) -> list[dict[str, str]]:
-    """The hidden sentences in the language of that seed: the same ones for a whole class.
+def drawn(task: Task, personal: Personal, draw: random.Random) -> list[dict[str, str]]:
+    """The hidden pairs of a task, as prompt and completion: the same ones for a whole class.
 
     Without a class's secret they are drawn from the submission's seed.
     """
     key = personal.secret or f"{draw.getrandbits(256):x}"
-    drawn = hmac.digest(key.encode(), b"trained_adapter: sentences", hashlib.sha256)
-    spoken = language(seed)
+    seed = hmac.digest(key.encode(), b"trained_adapter: sentences", hashlib.sha256)
     return [
-        {"prompt": spoken.prompt(english), "completion": f" {translation}"}
-        for english, translation in spoken.pairs(SENTENCES, "exam", int.from_bytes(drawn))
+        {"prompt": task.prompt(source), "completion": f" {target}"}
+        for source, target in task.pairs(PAIRS, "exam", int.from_bytes(seed))
     ]
