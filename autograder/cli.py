@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from autograder.commands import building, classes, grading
+from autograder.commands import building, classes, grading, leaderboard
 from loralab.terminal import Commands
 
 app = typer.Typer(
@@ -16,6 +16,6 @@ app = typer.Typer(
 )
 
 for command in (building.release, building.execute, classes.init, grading.grade,
-                classes.languages, classes.doctor):
+                classes.languages, leaderboard.leaderboard, classes.doctor):
     app.command()(command)
 app.command("install-kernel")(classes.install_kernel)

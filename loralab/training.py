@@ -177,15 +177,14 @@ def score(trainer: "SFTTrainer", config: RunConfig) -> float:
     """Share of held-out examples that the trainer's model gets right."""
     held_out = examples(config, "test")
     model, tokenizer = trainer.model, trainer.processing_class
-    if config.task == "language":
-        hits = evaluation.exact_match(model, tokenizer, held_out)
-    else:
-        said = evaluation.complete(model, tokenizer, [e["prompt"] for e in held_out], 48)
-        shop = _task(config)
-        hits = [
-            shop.same_result(answer, pair.target)
-            for answer, pair in zip(said, pairs(config, "test"), strict=True)
-        ]
+    hits = evaluation.exact_match(model, tokenizer, held_out)
+    if config.task == "sql":
+        # What is written exactly gives the same rows; writing is slow, so only the rest is written.
+        rest = [index for index, exact in enumerate(hits) if not exact]
+        said = evaluation.complete(model, tokenizer, [held_out[i]["prompt"] for i in rest], 48)
+        shop, right = _task(config), pairs(config, "test")
+        for index, answer in zip(rest, said, strict=True):
+            hits[index] = shop.same_result(answer, right[index].target)
     return sum(hits) / len(hits)
 
 

@@ -20,9 +20,8 @@ from loralab import paths
 from loralab.errors import CourseError
 
 # What a chapter's work leaves beside its notebook and is handed in with it.
-ARTIFACTS = {
-    "05": ("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
-}
+ADAPTER = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
+ARTIFACTS = {"05": ADAPTER, "08": ADAPTER}
 
 
 def chapters() -> list[str]:

@@ -8,13 +8,15 @@ RIGHT         exercise → other right answers
 WRONG         a list of `Wrong`: at least one for each symptom of the chapter
 NOT_BY_HAND   exercise → a right answer that uses a library which is switched off for it
 CHEATS        (exercise, code): answers that ignore their arguments, or know only the visible cases
+BY_FILE       exercises that are graded by the files handed in, if there are any: tests of their
+              own try those
 """
 
 from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -53,6 +55,7 @@ class Sheet:
         self.wrong: Sequence[Wrong] = answers.WRONG
         self.not_by_hand: Mapping[str, str] = answers.NOT_BY_HAND
         self.cheats: Sequence[tuple[str, str]] = answers.CHEATS
+        self.by_file: Sequence[str] = getattr(answers, "BY_FILE", ())
         self.check = importlib.import_module(f"loralab.checks.ch{chapter}")
 
     @cached_property
@@ -63,17 +66,25 @@ class Sheet:
     @cached_property
     def cells(self) -> dict[str, str]:
         """The solution of each exercise."""
-        return dict(re.findall(CELL.format("exercise"), self.source, re.S | re.M))
+        return self._by_answer(re.findall(CELL.format("exercise"), self.source, re.S | re.M))
 
     @cached_property
     def check_cells(self) -> dict[str, str]:
         """The cell that calls the visible check of each exercise."""
-        return dict(re.findall(CELL.format("check"), self.source, re.S | re.M))
+        return self._by_answer(re.findall(CELL.format("check"), self.source, re.S | re.M))
 
     @cached_property
     def points(self) -> dict[str, float]:
         found = re.findall(r'^# %% check="(\w+)" points=([\d.]+)', self.source, re.M)
-        return {name: float(points) for name, points in found}
+        return {name: float(points) for name, points in self._by_answer(found).items()}
+
+    @cached_property
+    def exercises(self) -> dict[str, Any]:
+        """The visible check's `Exercise`s."""
+        return self._by_answer(self.check.EXERCISES.items())
+
+    def _by_answer(self, found: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+        return {name: what for name, what in found if name not in self.by_file}
 
     def stub(self, exercise: str) -> str:
         """The exercise's cell as students get it."""

@@ -23,8 +23,8 @@ def grade(chapter: str, exercise: str, code: str, seed: str = "a"):
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_every_exercise_has_points_symptoms_and_a_trusted_check(chapter):
     one = sheet(chapter)
-    assert set(one.points) == set(one.cells) == set(one.check_cells) == set(one.check.EXERCISES)
-    assert set(one.points) == set(checks_of(chapter))
+    assert set(one.points) == set(one.cells) == set(one.check_cells) == set(one.exercises)
+    assert set(one.points) == set(checks_of(chapter)) - set(one.by_file)
     for exercise in one.check.EXERCISES.values():
         text = help_markdown(exercise)
         assert text.count("<details>") == len(exercise.hints) + len(exercise.symptoms)
@@ -34,7 +34,7 @@ def test_every_exercise_has_points_symptoms_and_a_trusted_check(chapter):
 def test_every_symptom_has_a_wrong_answer(chapter):
     one = sheet(chapter)
     named = {(wrong.exercise, wrong.symptom) for wrong in one.wrong}
-    assert named == {(e, s) for e, known in one.check.EXERCISES.items() for s in known.symptoms}
+    assert named == {(e, s) for e, known in one.exercises.items() for s in known.symptoms}
 
 
 # --- the visible checks --------------------------------------------------------------------------

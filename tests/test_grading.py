@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -18,7 +19,9 @@ from tests.conftest import build
 from tests.notebooks import cell_of
 
 # What is handed in beside the notebook, where a chapter asks for it.
-FILES = {"05": [REFERENCE / name for name in ADAPTER_FILES]}
+CAPSTONE = Path(__file__).parent / "adapters" / "capstone"
+FILES = {"05": [REFERENCE / name for name in ADAPTER_FILES],
+         "08": [CAPSTONE / name for name in ADAPTER_FILES]}
 
 
 def test_the_solution_scores_everything(chapter, course):

@@ -375,6 +375,7 @@ NEEDED = {
     "00": [],
     "01": ["try:"],  # imports
     "05": ["try:"],
+    "08": ["try:"],
 }
 LATER = {"01": "weight_bytes", "05": "format_example"}
 

@@ -71,12 +71,14 @@ class Part:
     """A share of an item's points, and the check that earns it.
 
     `check()` returns, or raises `loralab.checks.WrongAnswer` (the student is told its symptom,
-    never its text) or StudentError. `label` says in a few words what is tried.
+    never its text) or StudentError. `label` says in a few words what is tried. `measured()` gives
+    numbers that the check has found, by name: they are kept with the result, whatever was earned.
     """
 
     points: float
     check: Callable[[], None]
     label: str = ""
+    measured: Callable[[], Mapping[str, float]] | None = None
 
 
 @dataclass(frozen=True)

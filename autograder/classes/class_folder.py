@@ -35,6 +35,8 @@ README = """\
    point and started again. `nbgrader autograde CHAPTER` and formgrader give the same scores.
 5. **Read and return.** `nbgrader formgrader` for answers in words; then
    `nbgrader generate_feedback CHAPTER` and `nbgrader export`.
+6. **Show the capstone's results.** `autograder leaderboard` writes `leaderboard.html`, with
+   pseudonyms unless you ask for `--names`.
 
 `autograder doctor` says whether this machine can grade.
 

@@ -124,6 +124,31 @@ def language(root: Path, student: str) -> str:
     return f"class-{_derive(root, 'language', student)[:8]}"
 
 
+ADJECTIVES = (
+    "amber", "bold", "brisk", "calm", "clear", "cosy", "deft", "eager", "fair", "fleet", "frank",
+    "gentle", "glad", "golden", "green", "hardy", "keen", "kind", "light", "lucid", "mellow",
+    "merry", "neat", "noble", "plain", "quick", "quiet", "ready", "silver", "steady", "sunny",
+    "swift",
+)  # fmt: skip
+ANIMALS = (
+    "badger", "beaver", "bison", "crane", "dolphin", "eagle", "falcon", "finch", "fox", "gecko",
+    "hare", "heron", "ibis", "jackdaw", "kestrel", "lark", "lynx", "marten", "newt", "otter",
+    "owl", "plover", "quail", "raven", "robin", "seal", "starling", "swan", "tern", "trout",
+    "vole", "wren",
+)  # fmt: skip
+
+
+def pseudonym(root: Path, student: str) -> str:
+    """A name for a student that only this class's secret leads to: "quiet heron 4170".
+
+    The same one every time; two students of three hundred share one in about 1 of 200 classes.
+    """
+    drawn = int(_derive(root, "pseudonym", student), 16)
+    drawn, adjective = divmod(drawn, len(ADJECTIVES))
+    drawn, animal = divmod(drawn, len(ANIMALS))
+    return f"{ADJECTIVES[adjective]} {ANIMALS[animal]} {drawn % 10_000:04}"
+
+
 def personal(root: Path, chapter: str, student: str) -> Personal:
     """What a submission is graded with besides its seed.
 

@@ -137,7 +137,7 @@ def _exercise(cell: NotebookNode) -> str:
 def _item(
     points: float, check: TrustedCheck, student: Submitted, drawn: random.Random, personal: Personal
 ) -> Item:
-    earned, messages = 0.0, []
+    earned, messages, measured = 0.0, [], {}
     parts = list(_parts(check, student, drawn, personal))
     for part in parts:
         said = _try(part)
@@ -145,10 +145,21 @@ def _item(
             earned += part.points
         elif said not in messages:
             messages.append(said)
+        measured |= _measured(part)
     total = sum(part.points for part in parts)
     # Rounded, for sums of tenths; but never above the points, where nbgrader takes offence.
     score = min(points, round(points * earned / total, 6)) if total else 0.0
-    return Item(points, score, (_summary(score, points), *messages))
+    return Item(points, score, (_summary(score, points), *messages), measured)
+
+
+def _measured(part: Part) -> dict[str, float]:
+    """What a part measured; nothing where the answer allowed no measurement."""
+    if part.measured is None:
+        return {}
+    try:
+        return dict(part.measured())
+    except (WrongAnswer, StudentError):
+        return {}
 
 
 def _parts(

@@ -11,12 +11,14 @@ from dataclasses import asdict, dataclass, field
 class Item:
     """One graded cell. `score` is None where a person has to give it.
 
-    messages: what the student is told, one line each; no hidden value is in them.
+    messages: what the student is told, one line each; no hidden value is in them. measured:
+    numbers that the check found, by name; never shown to the student.
     """
 
     points: float
     score: float | None
     messages: tuple[str, ...] = ()
+    measured: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Result:
         """Raises ValueError, KeyError, TypeError or AttributeError for what is no result."""
         record = json.loads(text)
         record["items"] = {
-            name: Item(item["points"], item["score"], tuple(item["messages"]))
+            name: Item(item["points"], item["score"], tuple(item["messages"]),
+                       dict(item.get("measured", {})))
             for name, item in record["items"].items()
         }
         record["notes"] = tuple(record["notes"])
