@@ -7,11 +7,8 @@ that is shown; notebooks call them all from here.
 from loralab.plots.claims import claimed_and_measured
 from loralab.plots.low_rank import error_by_rank
 from loralab.plots.memory import fit_grid, memory_bars, memory_by_tokens, memory_sweep
-<<<<<<< HEAD
 from loralab.plots.merging import merges, updates_against_steps
-=======
 from loralab.plots.pareto import Point, accuracy_by_cost
->>>>>>> ch08
 from loralab.plots.published import predicted_against_published
 from loralab.plots.quantisation import code_usage, error_by_block, levels_over_weights
 from loralab.plots.ranks import RANKS, accuracy_by_setting, counts_by_rank, update_by_rank
