@@ -387,8 +387,8 @@ EXERCISES = {
         hints=(
             "What is the class of the layers after `merge_and_unload()`? What happens to a sum "
             "that has to be stored in 16 levels?",
-            "The adapter's folder does not care in which dtype the base is loaded. And a model in 4 "
-            "bits has a method `dequantize()`; before the merge, or after?",
+            "The adapter's folder does not care in which dtype the base is loaded. And a model in "
+            "4 bits has a method `dequantize()`; before the merge, or after?",
         ),
         symptoms={
             "kind": KIND,
