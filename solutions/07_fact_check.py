@@ -23,7 +23,7 @@
 # - see what a model is trained on, token by token;
 # - recognise a merge that erased its adapter.
 #
-# **About 60 minutes · 20 points · any computer.** No GPU and no network: architectures are built as shapes, and the patients are tiny models that train in seconds.
+# **About 75 minutes · 20 points · any computer.** No GPU and no network: architectures are built as shapes, and the patients are tiny models that train in seconds.
 
 # %%
 try:
@@ -393,7 +393,8 @@ print(f"the application sends\n{clinic.asked('What is the capital of Peru?')}")
 def example(question: str, answer: str) -> dict:
     """One training example for a chat model: what the application will send, and the answer.
 
-    The loss belongs on the answer and its end-of-turn token alone. Roughly 4 lines.
+    The loss belongs on the answer and its end (the end-of-turn token), nothing before it.
+    Roughly 4 lines.
     """
     ### BEGIN SOLUTION
     return {
@@ -467,18 +468,19 @@ patient = clinic.Trained("patient")
 with quiet():
     merged = patient.logits(deploy_broken(patient.base, patient.adapter))
     trained, base = patient.four_bit_logits()  # with the adapter beside the base, and without
-error = 100 * (merged - trained).norm() / (trained - base).norm()
+error = 100 * (merged - trained).norm() / (trained - base).norm()  # or patient.error(model)
 predictions.compare("the merge's error", my_error, error, "% of the adapter's effect")
 
 # %% exercise="deploy"
 def deploy(base: str, adapter: str) -> nn.Module:
-    """A plain model, without PEFT, that computes what was trained. base, adapter: folders.
+    """A plain model, without PEFT, that has learnt what was trained. base, adapter: folders.
 
-    Every merged weight should be the base's plus the whole update. Roughly 2 lines.
+    Every merged weight should be the base's plus the whole update. Roughly 3 lines.
     """
     ### BEGIN SOLUTION
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    config = training.nf4_config()
+    model = AutoModelForCausalLM.from_pretrained(base, quantization_config=config)
+    return PeftModel.from_pretrained(model.dequantize(), adapter).merge_and_unload()
     ### END SOLUTION
 
 # %% check="deploy" points=2
@@ -487,6 +489,8 @@ check.deploy(deploy)
 # %% [markdown] help="deploy"
 
 # %% [markdown]
+# *Which base?* Two can hold the sum, and both pass. Load the base unrounded, and nothing of the update is lost; but the adapter was trained beside *rounded* weights, and the logits are now off by ten times the adapter's effect: 4 bits move a weight by 9 %, this adapter by 1 %. `dequantize()` before the merge keeps the rounded weights: the error is 0 where the 4-bit model computed in fp32, and nearly 30 % where it computed in bf16, which rounds too. Try both, with `patient.error`. How much the difference matters for a real model's answers, only its test set can tell.
+#
 # *Is there a patient that cannot be shown here?* Yes. On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks a 4-bit layer at its first evaluation; training or merging after that goes wrong, without a word. Other CPUs never show it. `base_model.load` switches the repacking off. A bug that needs your neighbour's hardware is a reason to write down yours.
 #
 # > **In short.** Merge into a base that can hold the sum, and compare with the unmerged model before you ship.

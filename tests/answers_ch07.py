@@ -62,6 +62,7 @@ def memory_rulings(model, batch, seq):
             "rank_64": ["depends", (high / low - 1) * 100, "targets"]}
 """,
         changed("memory_rulings", ('"targets"', '"batch"')),
+        changed("memory_rulings", ('"targets"', '"base"')),
     ),
     "count_rulings": (
         """
@@ -76,6 +77,7 @@ def count_rulings(model, d, r, alpha):
             "alpha_2r": ("wrong", alpha / r / 2),
             "printed": ("wrong", sum(r * (one.inputs + one.outputs) for one in layers))}
 """,
+        changed("count_rulings", ('"alpha")', '"rank")')),
     ),
     "library_rulings": (
         """
@@ -165,9 +167,7 @@ def make_labels(input_ids, attention_mask, prompt_lengths):
     "deploy": (
         """
 def deploy(base, adapter):
-    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
-                                bnb_4bit_use_double_quant=True)
-    model = AutoModelForCausalLM.from_pretrained(base, quantization_config=config).dequantize()
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     return PeftModel.from_pretrained(model, adapter).merge_and_unload()
 """,
         """
@@ -356,17 +356,30 @@ def example(q, a):
         "    return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], -100)], 1)"))),
 
     Wrong("deploy", "kind", "def deploy(base, adapter): return adapter"),
-    Wrong("deploy", "four_bit", "deploy = deploy_broken"),
+    Wrong("deploy", "few_bits", "deploy = deploy_broken"),
+    Wrong("deploy", "few_bits", """
+def deploy(base, adapter):
+    config = BitsAndBytesConfig(load_in_8bit=True)
+    model = AutoModelForCausalLM.from_pretrained(base, quantization_config=config)
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+"""),
+    Wrong("deploy", "late", """
+def deploy(base, adapter): return deploy_broken(base, adapter).dequantize()
+"""),
     Wrong("deploy", "unmerged", changed("deploy", (".merge_and_unload()", ""))),
     Wrong("deploy", "lost", changed("deploy", (".merge_and_unload()", ".unload()"))),
     Wrong("deploy", "lost", """
 def deploy(base, adapter): return AutoModelForCausalLM.from_pretrained(base)
 """),
     Wrong("deploy", "twice", changed("deploy", (
-        "return PeftModel",
-        "model = PeftModel.from_pretrained(model, adapter).merge_and_unload()\n"
-        "    return PeftModel"))),
-    Wrong("deploy", "rounded", changed("deploy", ("torch.float32", "torch.bfloat16"))),
+        "return PeftModel.from_pretrained(model.dequantize(), adapter)",
+        "model = PeftModel.from_pretrained(model.dequantize(), adapter).merge_and_unload()\n"
+        "    return PeftModel.from_pretrained(model, adapter)"))),
+    Wrong("deploy", "rounded", """
+def deploy(base, adapter):
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+"""),
 ]  # fmt: skip
 
 CHEATS = [

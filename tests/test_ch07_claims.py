@@ -11,7 +11,7 @@ import nbformat
 import pytest
 import torch
 from answer_sheets import sheet
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 from trusting import Raw, earned, outcomes
 
@@ -216,14 +216,16 @@ def test_the_faults_of_the_labels_are_the_two_that_are_named(solution):
 
 def test_a_merge_into_4_bits_erases_the_adapter_and_others_do_not(solution):
     patient = clinic.Trained("patient")
-    plain, repaired = patient.model(), solution["deploy"](patient.base, patient.adapter)
-    merged = patient.logits(repaired)
+    plain = patient.model()
+    assert patient.error(solution["deploy_broken"](patient.base, patient.adapter)) > 60
+    unrounded = PeftModel.from_pretrained(patient.model(), patient.adapter).merge_and_unload()
     beside = patient.logits(patient.wrapped())
     effect = (beside - patient.logits(plain)).norm()
-    assert (merged - beside).norm() < 1e-3 * effect
-    trained, base = patient.four_bit_logits()
-    erased = patient.logits(solution["deploy_broken"](patient.base, patient.adapter))
-    assert (erased - trained).norm() > 0.6 * (trained - base).norm()
+    assert (patient.logits(unrounded) - beside).norm() < 1e-3 * effect
+    if training.nf4_config().bnb_4bit_compute_dtype == torch.float32:
+        assert patient.error(solution["deploy"](patient.base, patient.adapter)) < 0.1
+        assert "by ten times the adapter's effect" in SOURCE
+        assert patient.error(unrounded) == pytest.approx(1000, rel=0.05)
     for path, update in patient.updates().items():
         share = update.norm() / plain.get_submodule(path).weight.norm()
         assert share.item() == pytest.approx(0.01, rel=1e-3)
@@ -256,7 +258,7 @@ NAN = torch.full((3, 3), math.nan)
     {"prompt": [{"role": "user"}], "completion": "x"}, {"text": ""}, {"messages": [{}] * 100},
     {"prompt": [{"role": "{{ 1/0 }}", "content": "{% raise %}"}],
      "completion": [{"role": "\ud800", "content": "\ud800"}]},
-    {"weights": NAN, "adapters": 0}, {"weights": {}, "adapters": 0, "in_4_bits": NAN},
+    {"weights": NAN, "adapters": 0}, {"weights": {}, "adapters": 0, "in_few_bits": NAN},
     {"weights": {"model.layers.0.self_attn.q_proj": NAN}, "adapters": 0},
     NAN, torch.zeros(3, 30, dtype=torch.bool), [[10**400] * 3] * 3,
 ], ids=lambda value: repr(value)[:30])  # fmt: skip
