@@ -341,6 +341,24 @@ def test_a_plan_becomes_its_run():
         capstone.run_config({"r": 1})
 
 
+def test_a_query_that_is_not_exact_is_written_and_run(monkeypatch):
+    """A run's accuracy counts rows; exact queries are right without being written."""
+    run = capstone.run_config(planned())
+    right = training.pairs(run, "test")
+    written = []
+
+    def complete(model, tokenizer, prompts, *_):
+        written.extend(prompts)
+        return [f"{right[1].target};", "SELECT 1"]
+
+    exact = [index not in (1, 5) for index in range(64)]
+    monkeypatch.setattr(training.evaluation, "exact_match", lambda *_: list(exact))
+    monkeypatch.setattr(training.evaluation, "complete", complete)
+    trainer = SimpleNamespace(model=None, processing_class=None)
+    assert training.score(trainer, run) == 63 / 64
+    assert written == [capstone.SHOP.prompt(right[index].source) for index in (1, 5)]
+
+
 def test_the_time_of_a_step_leaves_the_first_out(monkeypatch):
     calls = []
 
