@@ -228,8 +228,9 @@ def moved(codes: torch.Tensor, absmax: torch.Tensor, update: torch.Tensor,
           levels: torch.Tensor, block: int) -> torch.Tensor:
     """Whether the code of weight + update is another one: (n,), True or False.
 
-    codes (n,): uint8, places in `levels` (index with `codes.long()`); absmax (blocks,), fp32: it is to stay as it is;
-    update (n,), fp32; levels: ascending, from -1 to 1. The last block may be incomplete.
+    codes (n,): uint8, places in `levels` (index with `codes.long()`); absmax (blocks,),
+    fp32: it is to stay as it is; update (n,), fp32; levels: ascending, from -1 to 1. The last
+    block may be incomplete.
     With levels -1, 0, 1, absmax 4 and code 1, an update of 1.9 moves nothing, one of 2.1
     moves it to code 2. Roughly 4 lines.
     """
