@@ -24,7 +24,7 @@
 # - combine adapters, and know when PEFT's `linear` does not;
 # - export a model that a server loads without PEFT.
 #
-# **About 45 minutes · 15 points · any computer.** No GPU is needed, and nothing is trained: the chapter uses your adapter of chapter 05, or the course's where you have none.
+# **About 60 minutes · 15 points · any computer.** No GPU is needed, and nothing is trained: the chapter uses your adapter of chapter 05, or the course's where you have none.
 
 # %%
 try:
@@ -92,8 +92,9 @@ print(f"logits of {len(z_base)} tokens; the adapter moves them by "
 def merge(base, folder: str | Path, dtype: torch.dtype):
     """The base with the adapter of `folder` in its weights: a plain model in `dtype`.
 
-    base: a model of transformers in fp32, in bf16, or in bitsandbytes' 4 bits (then
-    `base.is_quantized` is set); it may be used up. Add in fp32, and round once, at the end.
+    base: a model of transformers in fp32, in bf16, or in bitsandbytes' 4 bits (only
+    then it has `is_quantized`: `getattr(base, "is_quantized", False)`); it may be used up.
+    Add in fp32, and round once, at the end.
     `with quiet():` keeps the libraries' remarks off the screen. Roughly 5 lines.
     """
     ### BEGIN SOLUTION
@@ -138,7 +139,8 @@ for dtype, guess, tolerance in ((torch.float32, my_fp32, 1e-4), (torch.bfloat16,
 # Write down how many of 100 sentences each will get right.
 
 # %% timeout=900
-my_right = dict.fromkeys(merging.WAYS)  # sentences of 100, each
+guesses = None, None, None, None  # sentences of 100: for each way, in the order above
+my_right = dict(zip(merging.WAYS, guesses, strict=True))
 models, hits, errors = {}, {}, {}
 for way, fresh in merging.bases().items():
     if way in (merging.UNMERGED, merging.DEQUANTISED):
@@ -196,7 +198,7 @@ plt.show()
 # %% [markdown]
 # *Alt text: two panels, four rows. Exact match: unmerged and merged into the dequantised base are equally high, the 16-bit base is lower, the 4-bit base is at or near zero. Logit error on a log axis: a few thousandths for the dequantised base, a fifth of the adapter's effect for the 16-bit base, about three quarters for the 4-bit base.*
 #
-# *Is the 16-bit base worse because of one unlucky adapter?* Or is it worse as a base? Here are two adapters of chapter 05's task, with more sentences: one trained on the 4-bit base (QLoRA), one on the 16-bit base (LoRA).
+# *Is the 16-bit base worse because of one unlucky adapter?* Or is it worse as a base? Here are the course's adapter, trained on the 4-bit base (QLoRA), on more sentences, and another, trained on the 16-bit base (LoRA).
 
 # %%
 for name, found in merging.recorded().items():
@@ -226,8 +228,9 @@ def moved(codes: torch.Tensor, absmax: torch.Tensor, update: torch.Tensor,
           levels: torch.Tensor, block: int) -> torch.Tensor:
     """Whether the code of weight + update is another one: (n,), True or False.
 
-    codes (n,): uint8, places in `levels`; absmax (blocks,), fp32: it is to stay as it is;
-    update (n,), fp32; levels: ascending, from -1 to 1. The last block may be incomplete.
+    codes (n,): uint8, places in `levels` (index with `codes.long()`); absmax (blocks,),
+    fp32: it is to stay as it is; update (n,), fp32; levels: ascending, from -1 to 1. The last
+    block may be incomplete.
     With levels -1, 0, 1, absmax 4 and code 1, an update of 1.9 moves nothing, one of 2.1
     moves it to code 2. Roughly 4 lines.
     """
@@ -326,7 +329,7 @@ for tasks in (1, 10):
 # %% [markdown]
 # TRL kept the adapters of a 4-bit base in bf16; in fp32, as LoRA's are, the file is twice as large, about 10 MB.
 #
-# Now time. The lesson's third common mistake is to serve unmerged, because of the adapter's overhead. How large is it? A clock lies in three ways: a GPU returns before the work is done, first calls are slow, and something else may run in between. So: warm up, wait before *each* reading of the clock, repeat, take the median.
+# Now time. The lesson that chapter 07 checks calls serving unmerged a mistake, for the adapter's overhead. How large is it? A clock lies in three ways: a GPU returns before the work is done, first calls are slow, and something else may run in between. So: warm up, wait before *each* reading of the clock, repeat, take the median.
 #
 # ### Exercise 6.5 — write `seconds_per_call`
 #
@@ -382,7 +385,7 @@ for way in models:
           f"{on_disk[way] / 1e6:6.0f}  {milliseconds[way]:7.0f}")
 
 # %% [markdown]
-# Read the last column on your machine, when it does nothing else. Merging takes the adapter's 420 small products away. But the 4-bit layers have to be dequantised for every token, merged or not. On a GPU the ranking can differ, and so can it for long inputs or many requests at once: time what you will serve.
+# Read the last column on your machine, when it does nothing else. First row less last: the adapter's overhead, 420 small products. But the 4-bit layers have to be dequantised for every token, merged or not. On a GPU the ranking can differ, and so can it for long inputs or many requests at once: time what you will serve.
 #
 # *So which one?* The dequantised merge is the trained model, plain, at 16-bit size. Unmerged is the trained model at 4-bit size, with an overhead. If the result has to be small *and* plain, quantise the merged model again and *measure*: that is the fourth row, or a better quantiser.
 #
@@ -465,7 +468,7 @@ for kind in ("cat", "linear"):
 # %% [markdown]
 # `cat` is the sum, to the last digits, and has twice the rank. `linear` keeps rank 8 and is another matrix: half plus half came out twice too large. (It refuses adapters of different ranks. `svd`, PEFT's default, cuts the true sum to a rank that you choose.)
 #
-# *And is an exact sum a model for both tasks?* Read your last column. With the course's adapters the SQL is gone and a part of the language too: each was trained without the other, and nothing says that two corrections of one base can be made at once. Switching keeps both whole.
+# *And is an exact sum a model for both tasks?* Read your last column. With the course's adapters the SQL is gone; of the language three sentences in twelve, which by exercise 6.2's rule may be chance. Each was trained without the other, and nothing says that two corrections of one base can be made at once. Switching keeps both whole.
 #
 # > **In short.** Switching costs nothing and mixes nothing. A sum of updates has the sum of their ranks; adding factors is another matrix.
 

@@ -303,6 +303,9 @@ WRONG = [
         "bool(low > 0)", "bool(apart.mean() > 0)")), (1,)),
     Wrong("rank_merges", "any_gap", changed(RANK, (
         "len(apart) ** 0.5", "len(apart)")), (1,)),
+    # s with n under it.
+    Wrong("rank_merges", "any_gap", changed(RANK, (
+        "apart.std()", "apart.std(correction=0)")), (1,)),
     # Two intervals that must not overlap; the standard deviation for the standard error.
     Wrong("rank_merges", "unpaired", """
 def rank_merges(hits, reference):
@@ -327,6 +330,9 @@ def rank_merges(hits, reference):
 def moved(codes, absmax, update, levels, block): return update != 0
 """),
     Wrong("moved_codes", "whole_step", changed(GAPS, (" / 2", ""))),
+    # Compared with the levels themselves.
+    Wrong("moved_codes", "whole_step", changed(MOVED, (
+        "(levels[1:] + levels[:-1]) / 2", "levels"))),
     Wrong("moved_codes", "unscaled", changed(MOVED, ("update / scales", "update"))),
     Wrong("moved_codes", "unscaled", changed(GAPS, (" * scales", ""))),
     # As if levels were equally far apart.
@@ -366,6 +372,9 @@ def moved(codes, absmax, update, levels, block):
         "        run()\n        synchronise()\n", "        run()\n"))),
     Wrong("seconds_per_call", "pending", changed(LOOP, (
         "        run()\n    synchronise()\n    began", "        run()\n    began"))),
+    # The median hides the wait in a device whose calls all take the same time.
+    Wrong("seconds_per_call", "pending", changed(SECONDS, (
+        "        synchronise()\n        began", "        began")), (1,)),
     Wrong("seconds_per_call", "warm_up", changed(SECONDS, ("range(warm_up)", "range(0)"), (
         "statistics.median(times)", "statistics.fmean(times)")), (1,)),
     Wrong("seconds_per_call", "mean", changed(SECONDS, ("statistics.median", "statistics.fmean")),
@@ -394,6 +403,13 @@ def ADD(adapters, weights):
         "torch.cat([B for _, B, _ in adapters], dim=1)",
         "torch.cat([w * B for (_, B, _), w in zip(adapters, weights)], dim=1)"))),
     Wrong("combine", "weight", changed(COMBINE, ("w * scale * A", "abs(w) * scale * A")), (1,)),
+    # The root of a negative weight.
+    Wrong("combine", "weight", """
+def combine(adapters, weights):
+    roots = [(w * s) ** 0.5 for (_, _, s), w in zip(adapters, weights)]
+    A = torch.cat([f * A for (A, _, _), f in zip(adapters, roots)])
+    return A, torch.cat([f * B for (_, B, _), f in zip(adapters, roots)], dim=1)
+""", (1,)),
     Wrong("combine", "rank", """
 def combine(adapters, weights):
     total = sum(w * s * (B @ A) for (A, B, s), w in zip(adapters, weights))

@@ -78,7 +78,7 @@ def rank_merges(student: Student, draw: random.Random, personal: Personal) -> li
         hits = visible.some_hits(_seed(draw), names, draw.choice((110, 120, 130, 150)))
         mixed = {name: hits[name] for name in draw.sample(names, 5)}
         cases.append((names[0], mixed))
-    compare = partial(visible.compare_rank_merges, ask, cases)
+    compare = partial(visible.compare_rank_merges, ask, [*cases, visible.FOUR])
     return [
         Part(1, partial(compare, ("order",)), "accuracies, in order"),
         Part(1, partial(compare, ("worse",)), "which are worse by more than chance"),
@@ -145,7 +145,7 @@ def seconds_per_call(student: Student, draw: random.Random, personal: Personal) 
     ask = once(measured)
     def case(steady: bool) -> visible.Timed:
         repeats = draw.choice((5, 7, 9))
-        return visible.Timed.draw(_seed(draw), draw.randrange(2, 6), repeats, steady)
+        return visible.Timed.draw(_seed(draw), draw.randrange(3, 6), repeats, steady)
 
     compare = partial(visible.compare_seconds_per_call, ask)
     return [
