@@ -16,6 +16,7 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from autograder.authoring.execute import with_parameters
 from autograder.authoring.markers import source_notebook
@@ -32,11 +33,17 @@ TOGETHER = {
 }  # fmt: skip
 
 
-def pytest_collection_modifyitems(items):
-    for item in items:
-        inside = item.path.relative_to(Path(__file__).parent)
-        name = inside.parts[0].removesuffix(".py")
-        item.add_marker(pytest.mark.xdist_group(TOGETHER.get(name, str(inside))))
+class Together(LoadScopeScheduling):
+    """Parts out the tests by file, or by what TOGETHER names."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        name = file.removeprefix("tests/").partition("/")[0].removesuffix(".py")
+        return TOGETHER.get(name, file)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return Together(config, log)
 
 
 def pytest_configure(config):
