@@ -73,6 +73,7 @@ def shrunk(wanted: list[dict[str, Any]], model: str) -> list[dict[str, Any]]:
         if "model" in small:
             small |= {"model": model, "seq": 32, "batch": 1}
             small["optimizer"] = small.get("optimizer", "adamw").replace("paged_", "")
+            small["rank"] = min(small.get("rank", 8), 8)
             if isinstance(small.get("targets"), list):
                 small["targets"] = ["q_proj", "v_proj"]
         if small.get("packing"):
