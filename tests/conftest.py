@@ -24,7 +24,7 @@ from autograder.authoring.release import chapters, release_notebook
 from course import Course
 
 
-# The suite runs in as many processes as there are cores; a file's tests share what they build, so
+# The suite runs in two processes (pyproject.toml); a file's tests share what they build, so
 # one process has all of them. Files that wait for the same training, listen on the same port, or
 # fill the same folder run in one process too.
 TOGETHER = {
