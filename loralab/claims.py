@@ -43,7 +43,7 @@ CLAIMS = {
     "alpha_2r": Claim("lora_alpha=32, r=8: “typically 2r”", 1, " × 2r"),
     "printed": Claim("Llama-3.2-1B: 4,194,304 trained", 4_194_304, " trained"),
     "eight_bit": Claim("load_in_8bit=True", unit=" layers, done otherwise"),
-    "cpu": Claim("bitsandbytes: not on a CPU", unit= " relative error, NF4"),
+    "cpu": Claim("bitsandbytes: not on a CPU", unit=" relative error, NF4"),
     "fp16": Claim("compute dtype: float16", unit=" outputs infinite"),
     "targets": Claim("adapters on q_proj, v_proj", unit=" accuracy missing"),
     "quality": Claim("LoRA better than QLoRA", unit=" accuracy"),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+import typer
+from tiny_models import with_tokenizer
 from typer.testing import CliRunner
 
-from loralab import base_model, memory
+from loralab import memory
 from loralab.measure import runs
 from tests.bench.gpu import lists, report
 from tests.bench.gpu.__main__ import bench
@@ -19,22 +19,10 @@ MEMORY = ("table", "rank", "predictions")
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    base_model.load_tokenizer().save_pretrained(folder)
-    torch.manual_seed(0)
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=49152, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
-            bos_token_id=1, eos_token_id=2, pad_token_id=2,
-        )  # fmt: skip
-    ).save_pretrained(folder)
-    return str(folder)
+    return with_tokenizer(tmp_path_factory.mktemp("models") / "tiny")
 
 
 def command(*arguments: str) -> str:
-    import typer
-
     app = typer.Typer()
     app.command()(bench)
     done = CliRunner().invoke(app, [*map(str, arguments)])
@@ -77,8 +65,6 @@ def test_only_some_runs_and_no_time(tiny, tmp_path):
 
 
 def test_an_unknown_part_is_named():
-    import typer
-
     app = typer.Typer()
     app.command()(bench)
     done = CliRunner().invoke(app, ["tables"])

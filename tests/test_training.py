@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_models import with_tokenizer
 
 from loralab import base_model, evaluation, measure, memory, recorded_runs, training
 from loralab.training import RunConfig
@@ -17,17 +17,7 @@ from loralab.training import RunConfig
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    base_model.load_tokenizer().save_pretrained(folder)
-    torch.manual_seed(0)
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=49152, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
-            bos_token_id=1, eos_token_id=2, pad_token_id=2,
-        )  # fmt: skip
-    ).save_pretrained(folder)
-    return str(folder)
+    return with_tokenizer(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
-"""One small model of each family that the formulas know: configurations, for the tests."""
+"""Small models for the tests: one of each family that the formulas know, and one that reads text."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 # Grouped-query attention; no size is a multiple of 64, and tensors lie on both sides of the
@@ -22,3 +23,22 @@ TINY: dict[str, dict[str, Any]] = {
     "phi3": _LLAMA | {"model_type": "phi3", "tie_word_embeddings": False, "pad_token_id": 0,
                       "bos_token_id": 1, "eos_token_id": 2},
 }  # fmt: skip
+
+
+def with_tokenizer(folder: Path) -> str:
+    """A Llama of two narrow layers with the embedded model's tokenizer, saved in `folder`."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from loralab import base_model
+
+    base_model.load_tokenizer().save_pretrained(folder)
+    torch.manual_seed(0)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=49152, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
+            bos_token_id=1, eos_token_id=2, pad_token_id=2,
+        )  # fmt: skip
+    ).save_pretrained(folder)
+    return str(folder)

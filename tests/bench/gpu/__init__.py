@@ -6,7 +6,7 @@
 table        a model of Llama-2-7B's shapes under the lesson's methods
 predictions  settings drawn over five architectures, 0.1B to 13B
 rank         what rank 64 costs beside rank 8
-training     the course's own runs, and chapter 05 through papermill
+training     the course's own runs, and chapters 05 and 08 through papermill
 speed        the course's training cell beside TRL's defaults and faster settings; generation
 
 Measuring needs the packages of `loralab` without the autograder, jupytext among them; predicting

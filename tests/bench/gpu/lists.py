@@ -92,9 +92,9 @@ def rank() -> list[Given]:
 
 
 def training() -> list[Given]:
-    """Chapter 05's three methods at its own settings, and the chapter itself."""
+    """Chapter 05's three methods at its own settings, and the two chapters that train."""
     return [{"run": name} for name in ("QLoRA", "LoRA", "full fine-tuning")] + [
-        {"chapter": "05_qlora_training"}]
+        {"chapter": "05_qlora_training"}, {"chapter": "08_capstone"}]
 
 
 def speed() -> list[Given]:

@@ -54,7 +54,7 @@ def page(folder: Path = RECORDED) -> str:
         "## The lesson's table", "", *lesson_table(parts["table"]), "",
         "## Predictions", "", *prediction_lines(predicted(parts)), "",
         "## What a higher rank costs", "", *rank_table(parts["rank"]), "",
-        "## Chapter 05's runs", "", *training_table(parts["training"]), "",
+        "## Chapters 05 and 08", "", *training_table(parts["training"]), "",
         "## Speed", "", *speed_tables(parts["speed"]), "",
     ])  # fmt: skip
 
