@@ -18,9 +18,8 @@ from safetensors.torch import load_file, save_file
 from autograder.artifacts import capstone_adapter, evaluate
 from autograder.artifacts.adapter_files import CONFIG, WEIGHTS, LoraSettings, _shapes
 from autograder.artifacts.exam import PAIRS
-from autograder.checks import Part, Personal, StudentError, TrustedCheck, checks_of
+from autograder.checks import Personal, StudentError, checks_of
 from autograder.grading import engine
-from autograder.grading.result import Result
 from loralab import base_model, capstone, evaluation, memory, recorded_runs, training
 from loralab.capstone import BUDGET
 from loralab.checks import WrongAnswer, ch05, help_markdown

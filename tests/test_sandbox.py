@@ -20,7 +20,6 @@ from autograder.grading.kernel import Kernel
 from autograder.inside import isolation
 from autograder.sandbox import bubblewrap
 from autograder.sandbox.warm import BARE, Limits, Sandbox
-from loralab import paths
 
 MB = 2**20
 
