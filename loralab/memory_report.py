@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from loralab.memory import COLOURS, GB, LABELS, Estimate, GiB
+from loralab.memory import COLOURS, GB, LABELS, Estimate, GiB, nearest
 from loralab.memory.changes import COSTS
 from loralab.memory.fit import FITS, NOT, PERHAPS, Fit, Proposal
 from loralab.terminal import console
@@ -40,6 +40,10 @@ def show_one(found: Estimate) -> None:
     console.print(f"\nThe peak is {escape(found.peak_at)} ({found.by}).")
     console.print(f"The allocator reserves {_range(found.reserved_range)} GiB; with the CUDA "
                   f"context, nvidia-smi shows {_range(found.device_range)} GiB.")
+    if found.reserved is not None:
+        console.print(f"With batches of one length it reserves {_gib(found.reserved)} GiB.")
+    if (run := nearest(found)) is not None:
+        console.print(escape(f"Nearest run that was {run}."))
     console.print(escape("Settings: " + ", ".join(_pair(*item)
                                                   for item in found.settings.items())))
 

@@ -369,15 +369,15 @@ check.table_settings(table_settings)
 # %% [markdown] help="table_settings"
 
 # %% [markdown]
-# So the table is true, for pure bf16, a few thousand tokens in a batch and checkpointing. Now hold the formula against what others measured on GPUs, and against a second view: `memory.simulate` runs the real step of the real model on tensors without data, and follows what is alive.
+# So the table is true, for pure bf16, a few thousand tokens in a batch and checkpointing. Now hold the formula against measurements, and against a second view: `memory.simulate` runs the real step of the real model on tensors without data, and follows what is alive.
 
 # %%
 runs, rows = memory.fully_stated_runs(), memory.published()
-plots.predicted_against_published(runs + rows)
+plots.predicted_against_published(memory.gpu_rows() + runs + rows)
 plt.show()
 
 # %% [markdown]
-# *Alt text: predicted against published memory in GiB, with the error in a panel below. Fifteen runs between 1.5 and 11.5 GiB lie on the line of equality. Of the 7B models, L2 and L3 are predicted 3 to 4 % too low, L1 9 %, Q1, Q3 and Q4 20 to 24 %, Q2 51 %. Formula and simulation coincide.*
+# *Alt text: predicted against measured memory in GiB, with the error in a panel below. Fifteen published runs and this course's, in grey, lie on the line of equality. Of the 7B models, L2 and L3 are predicted 3 % too low, L1 9 %, Q1, Q3 and Q4 20 to 24 %, Q2 50 %.*
 #
 # Every marker has settings of its own. Here are the named ones, and three that state too little to be predicted:
 
@@ -396,7 +396,7 @@ for name, sizes in (("formula", [run["predicted"].total for run in runs]),
     print(f"\nFifteen runs on an RTX 4080, {name}: within {worst:.2%} of what was allocated")
 
 # %% [markdown]
-# Fifteen runs with transformers and PEFT (from the repository can-i-finetune-this) state every setting and *allocated* memory: both views are within 1 %. What explains the differences above? *Reserved* memory (L1) is more than *allocated*. LitGPT (L2, L3) is another implementation. Its bitsandbytes of 2023 kept the input of every 4-bit layer until backward (Q1): 1.9 of the missing 2.9 GB. LLaMA-Factory's whole numbers (Q3, Q4) agree once allocator and CUDA context (section 7) are added. torchtune's QLoRA (Q2) reached 9.13 GB while *loading*, before any training. F1 and F2 are less than weights, gradients and states in bf16 can be, so their optimizer can't be plain AdamW.
+# Fifteen runs with transformers and PEFT (can-i-finetune-this) state every setting and *allocated* memory, as do the course's on an H200: the simulation is within 1 % in all, the formula within 3 %. What explains the differences above? *Reserved* memory (L1) is more than *allocated*. LitGPT (L2, L3) is another implementation. Its bitsandbytes of 2023 kept the input of every 4-bit layer until backward (Q1): 1.9 of the missing 2.9 GB. LLaMA-Factory's whole numbers (Q3, Q4) agree once allocator and CUDA context (section 7) are added. torchtune's QLoRA (Q2) reached 9.13 GB while *loading*, before any training. F1 and F2 are less than weights, gradients and states in bf16 can be, so their optimizer can't be plain AdamW.
 #
 # *Why state so much?* `prepare_model_for_kbit_training` turns embeddings and norms into fp32. Without autocast, attention then runs in fp32, and where heads share keys and values, PyTorch has only its math kernel for that, which keeps heads × length² numbers a layer. In the one run without checkpointing that is 12 × 1,024² × 4 bytes × 28 layers = 1.4 of its 10 GB.
 #
@@ -409,6 +409,7 @@ def draw(batch=BATCH, seq=SEQ, rank=8, checkpointing=True):
     title = f"{MODEL}: {batch} × {seq} tokens, rank {rank}, checkpointing {checkpointing}"
     plots.memory_bars(bars, lesson=check.LESSON, title=title)
     plt.show()
+    print("The nearest runs that were measured:", *map(memory.nearest, bars.values()), sep="\n- ")
 
 draw()
 widgets.interact(draw, batch=(1, 16), seq=(128, 4096, 128), rank=(1, 64));

@@ -12,6 +12,7 @@ import torch
 
 from loralab.measure.counting import held
 from loralab.memory.holdings import tensors_of
+from loralab.memory.ledger import Ledger
 from loralab.memory.storages import LiveStorages
 
 if TYPE_CHECKING:
@@ -42,18 +43,19 @@ def peak(model: torch.nn.Module) -> Iterator[Peak]:
         yield found
         found.bytes = torch.cuda.max_memory_allocated()
         return
-    storages = LiveStorages()
+    ledger = Ledger()
+    storages = LiveStorages(ledger)
     for kind, tensor in tensors_of(model):
         storages.add(tensor, kind)
-    found.before = storages.live
+    found.before = ledger.live
     for buffer in model.buffers():
         storages.add(buffer)
-    storages.forget_peak()
+    ledger.forget_peak()
     try:
         with storages:
             yield found
     finally:
-        found.bytes = storages.peak
+        found.bytes = ledger.peak
 
 
 def training_step_peak(trainer: "Trainer") -> Peak:

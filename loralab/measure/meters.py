@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from loralab.memory.allocator import CachingAllocator
 from loralab.memory.holdings import tensors_of
+from loralab.memory.ledger import Ledger
 from loralab.memory.storages import LiveStorages
 
 Reading = dict[str, int | None]
@@ -83,26 +85,28 @@ class Cuda:
 class Followed:
     """Storages followed from operation to operation; a CPU has no counter of its own.
 
-    What a kernel takes for itself inside one operation is not seen. `how` is passed on to
-    `LiveStorages`.
+    What a kernel takes for itself inside one operation is not seen. `allocator`: whose blocks are
+    counted, by default just the bytes. `how` is passed on to `LiveStorages`.
     """
 
     counted_by = "followed storages"
 
-    def __init__(self, **how: Any) -> None:
-        self.storages = LiveStorages(**how)
+    def __init__(self, allocator: CachingAllocator | None = None, **how: Any) -> None:
+        self.ledger = Ledger(allocator)
+        self.storages = LiveStorages(self.ledger, **how)
 
     def read(self) -> Reading:
-        found: Reading = {"allocated": self.storages.live, "peak_allocated": self.storages.peak}
-        self.storages.forget_peak()
+        found: Reading = {"allocated": self.ledger.live, "peak_allocated": self.ledger.peak}
+        self.ledger.forget_peak()
         return found
 
     def know(self, tensors: Iterable[torch.Tensor]) -> None:
         """Count tensors that were made while no operation was followed."""
+        before = self.ledger.peak
         for tensor in tensors:
             self.storages.add(tensor)
-        if self.storages.live > self.storages.peak:
-            self.storages.forget_peak()
+        if self.ledger.peak > before:
+            self.ledger.forget_peak()
 
     def leave_out(self, tensors: Iterable[torch.Tensor]) -> None:
         """Count these no more: beside a GPU they would be in main memory."""

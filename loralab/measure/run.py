@@ -240,8 +240,10 @@ def predictions(
     if settings.loss == "trl" and not on_gpu:
         found["formula"] = None
     try:
-        peak = simulation.peak_of(settings, on_gpu=on_gpu)
-        found["simulation"] = sum(peak.by.values()) + found["workspaces"]
+        peak = simulation.peak_of(settings, on_gpu=on_gpu, workspaces=workspaces)
+        found["simulation"] = sum(peak.by.values())
+        if on_gpu:
+            found["reserved"] = peak.reserved
         found["peak_at"] = f"{peak.phase}, {peak.module}, {peak.operation}"
     except Exception as error:
         found |= {"simulation": None, "why": _what_went_wrong(error)[1]}
@@ -257,19 +259,13 @@ def _estimate(settings: Settings) -> memory.Estimate:
 
 
 def errors(found: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
-    """Predicted against measured, as (predicted - measured) / measured; held memory in bytes.
-
-    "beside workspaces" compares what is left when each side's workspaces are taken off: their
-    size depends on the GPU.
-    """
-    peak = measured["peak_allocated"]
-    beside = peak - measured.get("workspaces", 0)
-    said = {}
-    for view in ("formula", "simulation"):
-        if (total := found.get(view)) is not None:
-            said[view] = round((total - peak) / peak, 6)
-            said[f"{view} beside workspaces"] = round(
-                (total - found["workspaces"] - beside) / beside, 6)
+    """Predicted against measured, as (predicted - measured) / measured; held memory in bytes."""
+    pairs = {"formula": "peak_allocated", "simulation": "peak_allocated",
+             "reserved": "peak_reserved"}  # fmt: skip
+    said: dict[str, Any] = {
+        view: round(found[view] / measured[peak] - 1, 6)
+        for view, peak in pairs.items() if found.get(view) is not None
+    }
     held_bytes = measured["held"]
     said["held"] = {name: found["held"].get(name, 0) - size for name, size in held_bytes.items()
                     if found["held"].get(name, 0) != size}

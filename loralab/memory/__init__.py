@@ -15,6 +15,7 @@ from loralab.memory.architectures import (
     describe,
 )
 from loralab.memory.formula import estimate
+from loralab.memory.gpu_runs import GpuRun, gpu_rows, gpu_runs, nearest
 from loralab.memory.held import lora_sizes, nf4_bytes, optimizer_bytes
 from loralab.memory.published import (
     fully_stated_runs,
@@ -37,8 +38,9 @@ from loralab.memory.vocabulary import DTYPES, dtype_of, name_of
 
 __all__ = [
     "ARCHITECTURES", "ATTENTION", "Architecture", "COLOURS", "DTYPES", "Estimate", "GB", "GiB",
-    "HELD", "LABELS", "LOSSES", "Linear", "METHODS", "OPTIMIZERS", "Settings", "activation_bytes",
-    "block_bytes_per_token", "build", "configuration", "describe", "dtype_of", "estimate",
-    "fully_stated_runs", "lora_sizes", "measurements", "name_of", "nf4_bytes", "on_card",
-    "optimizer_bytes", "published", "reserved_range", "settings", "simulate", "targeted",
+    "GpuRun", "HELD", "LABELS", "LOSSES", "Linear", "METHODS", "OPTIMIZERS", "Settings",
+    "activation_bytes", "block_bytes_per_token", "build", "configuration", "describe", "dtype_of",
+    "estimate", "fully_stated_runs", "gpu_rows", "gpu_runs", "lora_sizes", "measurements",
+    "name_of", "nearest", "nf4_bytes", "on_card", "optimizer_bytes", "published", "reserved_range",
+    "settings", "simulate", "targeted",
 ]  # fmt: skip

@@ -6,6 +6,8 @@ tensors that autograd keeps. Other blocks of Llama's style come close.
 
 from __future__ import annotations
 
+import torch
+
 from loralab.memory.architectures import Linear
 from loralab.memory.held import FP32, trained_sizes
 from loralab.memory.settings import Settings
@@ -24,8 +26,9 @@ def block_bytes_per_token(s: Settings) -> float:
     if arch.family == "gpt2":
         # Two LayerNorms keep their input, a mean and a deviation; two dropouts a mask.
         kept = 2 * (s.normed.itemsize * width + 2 * FP32) + 2 * width
-        # gelu, written out: x, tanh(...), x / 2 and 1 + tanh(...).
-        kept += product * 4 * arch.intermediate
+        # gelu, written out: x, tanh(...), x / 2 and 1 + tanh(...). CUDA's autocast raises x to the
+        # third power in fp32, and all but x / 2 follow.
+        kept += (product + 3 * _activated(s)) * arch.intermediate
     else:
         # Norms keep their input in fp32 and one number; trained, the normalised values as well.
         gemma = arch.family == "gemma2"  # multiplies by its weights in fp32
@@ -35,6 +38,11 @@ def block_bytes_per_token(s: Settings) -> float:
         # act(gate) * up keeps gate, act(gate) and up.
         kept += product * 3 * arch.intermediate
     return kept + _attention_bytes(s) + _input_bytes(s)
+
+
+def _activated(s: Settings) -> int:
+    """Bytes of a number that the MLP's activation function gives."""
+    return FP32 if s.arch.family == "gpt2" and s.autocast else s.product.itemsize
 
 
 def _attention_bytes(s: Settings) -> float:
@@ -98,6 +106,8 @@ def _input_bytes(s: Settings, within: str = "") -> float:
         group = ("attention" if layer.name in attention_in else
                  "mlp" if layer.name in mlp_in else layer.path)
         given = s.normed if group in ("attention", "mlp") else product
+        if layer.path.endswith("mlp.c_proj") and _activated(s) == FP32:
+            given = torch.float32
         if layer.path.endswith(("o_proj", "attn.c_proj")):
             given = s.attended
         cast = False
@@ -191,7 +201,7 @@ def backward_bytes(s: Settings) -> float:
     In QLoRA one layer's codes are turned back into the compute dtype at a time.
     """
     arch = s.arch
-    wide, narrow = arch.intermediate * s.product.itemsize, arch.hidden * s.stream.itemsize
+    wide, narrow = arch.intermediate * _activated(s), arch.hidden * s.stream.itemsize
     found = s.tokens * 2 * (wide + narrow)
     if s.method == "qlora":
         found += max(layer.weights for layer in arch.linear) * s.compute.itemsize

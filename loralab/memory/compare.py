@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from loralab.memory.formula import estimate
+from loralab.memory.gpu_runs import gpu_rows
 from loralab.memory.published import (
     PREDICTED,
     left_out,
@@ -49,11 +50,13 @@ def predictions(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def predicted(row: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, int]:
-    """Bytes allocated at the peak, by formula and by simulation."""
+    """Bytes allocated at the peak, by formula and by simulation, and reserved by the latter."""
     model, method = row["model"], row["method"]
+    simulated = simulate(model, method, **settings)
     return {
         "formula": estimate(model, method, **settings).total,
-        "simulated": simulate(model, method, **settings).total,
+        "simulated": simulated.total,
+        "simulated_reserved": simulated.reserved,
     }
 
 
@@ -179,7 +182,7 @@ def draw(path: Path = FIGURE) -> None:
     from loralab import plots
 
     plots.use_style()
-    figure = plots.predicted_against_published(measurements())
+    figure = plots.predicted_against_published(gpu_rows() + measurements())
     figure.savefig(path, metadata={"Software": None})
     plt.close(figure)
 

@@ -7,7 +7,8 @@ it picks decides what is kept for backward, so here each is called by its name.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from unittest import mock
 
@@ -19,6 +20,9 @@ aten = torch.ops.aten
 # PyTorch's ":4096:2:16:8": what cuBLAS gets for each handle on GPUs before Hopper.
 # The forward pass and autograd's own thread have a handle each.
 CUBLAS_WORKSPACES = 2 * (2 * 4096 + 8 * 16) * 1024
+
+
+PRODUCTS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default}
 
 
 def cublas_workspaces(compute_capability: str | None = None) -> int:
@@ -104,10 +108,41 @@ def seen_as_autocast(on: bool) -> Iterator[None]:
         torch.set_autocast_enabled("cuda", before)
 
 
-def functions_of_a_gpu() -> Any:
-    """A context in which `torch.nn.functional` does what it does on a GPU where a CPU differs."""
-    return mock.patch.multiple(
-        nn.functional, dropout=_dropout, layer_norm=_layer_norm, softmax=_softmax)
+# AT_FORALL_FP32 and its variants in PyTorch's autocast_mode.h, as far as models call them.
+_IN_FP32 = (
+    "acos", "asin", "binary_cross_entropy_with_logits", "cosh", "cosine_similarity", "cumprod",
+    "cumsum", "exp", "expm1", "group_norm", "kl_div", "l1_loss", "layer_norm", "log", "log10",
+    "log1p", "log2", "log_softmax", "logsumexp", "mse_loss", "nll_loss", "norm", "pow", "__pow__",
+    "prod", "reciprocal", "rsqrt", "sinh", "smooth_l1_loss", "softmax", "softplus", "sum", "tan",
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def functions_of_a_gpu() -> Iterator[None]:
+    """Functions do what they do on a GPU where a CPU differs: dropout, and autocast's to fp32."""
+    with contextlib.ExitStack() as stack:
+        for home in (torch, torch.Tensor, nn.functional):
+            wide = {name: _wide(getattr(home, name)) for name in _IN_FP32 if hasattr(home, name)}
+            stack.enter_context(mock.patch.multiple(home, **wide))
+        stack.enter_context(mock.patch.object(nn.functional, "dropout", _dropout))
+        yield
+
+
+def _wide(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with its tensors in fp32 where CUDA's autocast is on; the CPU's has not all."""
+
+    @functools.wraps(function)
+    def called(*given: Any, **named: Any) -> Any:
+        if torch.is_autocast_enabled("cuda"):
+            given = tuple(map(_fp32, given))
+            named = {name: _fp32(value) for name, value in named.items()}
+        return function(*given, **named)
+
+    return called
+
+
+def _fp32(value: Any) -> Any:
+    return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
 def _dropout(
@@ -115,28 +150,6 @@ def _dropout(
 ) -> torch.Tensor:
     """The values and a mask of one byte each. A CPU's mask is wider."""
     return torch.native_dropout(input, p, True)[0] if training and p else input
-
-
-def _layer_norm(input: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
-    """CUDA's autocast does it in fp32, the CPU's does not."""
-    return _LAYER_NORM(_fp32(input), *(map(_fp32, given)),
-                       **{name: _fp32(value) for name, value in named.items()})
-
-
-def _softmax(
-    input: torch.Tensor, dim: int | None = None, _stacklevel: int = 3,
-    dtype: torch.dtype | None = None,
-) -> torch.Tensor:
-    """CUDA's autocast does it in fp32, the CPU's does not."""
-    return _SOFTMAX(_fp32(input), dim, _stacklevel, dtype)
-
-
-def _fp32(value: Any) -> Any:
-    autocast = torch.is_autocast_enabled("cuda")
-    return value.float() if autocast and isinstance(value, torch.Tensor) else value
-
-
-_LAYER_NORM, _SOFTMAX = nn.functional.layer_norm, nn.functional.softmax
 
 
 def hidden_bytes(function: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> int:
@@ -187,4 +200,5 @@ def register_bitsandbytes() -> None:
     """Know the scratch memory of bitsandbytes' operations, which exist once it is imported."""
     import bitsandbytes  # noqa: F401
 
+    PRODUCTS.add(torch.ops.bitsandbytes.gemm_4bit.default)
     _SCRATCH[torch.ops.bitsandbytes.gemm_4bit.default] = _gemm_4bit

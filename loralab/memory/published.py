@@ -21,8 +21,9 @@ PREDICTED = RECORDED / "published_predictions.json"
 def measurements() -> list[dict[str, Any]]:
     """Every published measurement, each with source, settings and the stored predictions.
 
-    Rows gain "formula" and "simulated": bytes of allocated memory, or None where the source does
-    not state enough (then "settings" is None and "reason" says what is missing). Where a setting is
+    Rows gain "formula" and "simulated": bytes of allocated memory, and "simulated_reserved"; None
+    where the source does not state enough (then "settings" is None and "reason" says what is
+    missing). Where a setting is
     only an upper bound, "at_least" has the lower one, and "formula_at_least" and
     "simulated_at_least" are the predictions there.
     """
@@ -80,7 +81,7 @@ def measured_rows() -> list[dict[str, Any]]:
 
 def _rows(wanted: Callable[[Mapping[str, Any]], Any]) -> list[dict[str, Any]]:
     predictions = json.loads(PREDICTED.read_text("utf-8"))["rows"]
-    nothing = {"formula": None, "simulated": None}
+    nothing = {"formula": None, "simulated": None, "simulated_reserved": None}
     return [row | predictions.get(row["id"], nothing) for row in measured_rows() if wanted(row)]
 
 

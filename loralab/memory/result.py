@@ -43,6 +43,8 @@ class Estimate:
     `components`: what is alive at the peak, by the names in `LABELS`. `held`: what stays from
     backward to the next step, gradients included, by the names in `HELD`. `peak_at`: when the peak
     is. `by`: "formula" or "simulation". `trainable`, `parameters`: numbers of parameters.
+    `reserved`: what the caching allocator would have reserved if all batches were of one length,
+    which only the simulation knows.
 
     `total` is what PyTorch calls *allocated* memory (`torch.cuda.max_memory_allocated`). The
     caching allocator *reserves* more, and the CUDA context is on top of both.
@@ -55,6 +57,7 @@ class Estimate:
     trainable: int
     parameters: int
     settings: Mapping[str, Any] = field(default_factory=dict)
+    reserved: int | None = None
 
     @property
     def total(self) -> int:
@@ -81,6 +84,7 @@ class Estimate:
         """As `loralab memory --json` prints it."""
         return {
             "peak_allocated_bytes": self.total,
+            **({} if self.reserved is None else {"reserved_bytes": self.reserved}),
             "reserved_range_bytes": list(self.reserved_range),
             "device_range_bytes": list(self.device_range),
             "components": {name: size for name, size in self.components.items() if size},

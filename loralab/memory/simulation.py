@@ -2,20 +2,20 @@
 
 transformers builds the model, PEFT puts its adapters in, bitsandbytes' own autograd functions and
 the real optimizer run; but every tensor is a `FakeTensor`: it has a shape, a dtype and a storage
-that is made and freed as a real one would be, and no data. Following those storages gives what
-`torch.cuda.max_memory_allocated` would say.
+that is made and freed as a real one would be, and no data. What was made and freed is written down
+and played to a copy of PyTorch's caching allocator, three steps long. That gives what
+`torch.cuda.max_memory_allocated` would say, and `max_memory_reserved`.
 
-Four things that a tensor on a CPU does not show are put in by hand, each from its source:
+Three things that a tensor on a CPU does not show are put in by hand, each from its source:
 the attention kernel (chosen, since CUDA's choice depends on the GPU), the scratch memory inside
-kernels, the rounding of every allocation to 512 bytes, and cuBLAS's workspaces.
+kernels, and cuBLAS's workspaces.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -26,12 +26,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from loralab.errors import CourseError
 from loralab.memory import architectures, kernels, optimizers
+from loralab.memory.allocator import CachingAllocator
 from loralab.memory.held import held_bytes, trained_sizes
 from loralab.memory.holdings import tensors_of
+from loralab.memory.ledger import Ledger
 from loralab.memory.result import LABELS, Estimate
 from loralab.memory.settings import Settings, chosen
-from loralab.memory.storages import CUDA_BLOCK, LiveStorages
+from loralab.memory.storages import LiveStorages
+from loralab.memory.trace import Event, Trace
 from loralab.quiet import quiet
+
+STEPS = 3  # the first makes the optimizer's states; by the third the cache has settled
 
 PHASES = {
     "forward": "the forward pass", "loss": "the forward pass of the loss",
@@ -42,9 +47,11 @@ PHASES = {
 
 @dataclass(frozen=True)
 class Peak:
-    """The fullest moment of a step. `by`: bytes by kind; `phase`, `operation`, `module`: where."""
+    """The fullest moment of a step. `by`: bytes by kind; `reserved`: bytes that the allocator has
+    taken by the end; `phase`, `operation`, `module`: where."""
 
     by: dict[str, int]
+    reserved: int
     phase: str
     operation: str
     module: str
@@ -73,34 +80,78 @@ def simulate(model: Any, method: str = "qlora", **given: Any) -> Estimate:
             f"A step of {name} cannot be simulated with {attention} attention ({said}).",
             'Some models have an attention of their own: try attention="eager", or the formula.',
         ) from error
-    alive = dict.fromkeys(LABELS, 0) | found.by | {"workspace": kernels.CUBLAS_WORKSPACES}
     trained = sum(trained_sizes(step))
     where = f" in {found.module}" if found.module and found.phase != "optimizer" else ""
     return Estimate(
-        components=alive,
+        components=dict.fromkeys(LABELS, 0) | found.by,
         held=held_bytes(step),
         peak_at=f"in {PHASES[found.phase]}{where}, at {found.operation}",
         by="simulation",
+        reserved=found.reserved,
         trainable=trained,
         parameters=step.arch.parameters + (0 if method == "full" else trained),
         settings=step.described(),
     )
 
 
-def peak_of(settings: Settings, *, on_gpu: bool = True) -> Peak:
-    """Simulate one step of a training that has already taken one, so that all states exist.
+def peak_of(
+    settings: Settings, *, on_gpu: bool = True, workspaces: int = kernels.CUBLAS_WORKSPACES
+) -> Peak:
+    """Simulate the steps of a training after its first, so that all states exist.
 
-    `on_gpu=False` leaves out what only a GPU has (rounded sizes, scratch memory inside kernels,
-    its ways with dropout and autocast) and gives what following a real step on a CPU finds.
+    `workspaces`: bytes of cuBLAS's, which depend on the GPU. `on_gpu=False` leaves out what only a
+    GPU has (the allocator's blocks, workspaces, scratch memory inside kernels, its ways with
+    dropout and autocast) and gives what following real steps on a CPU finds.
     """
+    trace = recorded(settings, on_gpu=on_gpu)
+    return played(trace, workspaces if on_gpu else 0, CachingAllocator() if on_gpu else None)
+
+
+def recorded(settings: Settings, *, on_gpu: bool = True) -> Trace:
+    """What one step makes and frees, and what loading the model and the first step do."""
     with quiet():
         model = prepared(settings)
         with FakeTensorMode(allow_non_fake_inputs=True):
-            made_real(model)
             step = Step(model, settings, on_gpu=on_gpu)
             step.warm()
             step.run()
-            return step.peak()
+    return step.trace
+
+
+def played(
+    trace: Trace, workspaces: int = kernels.CUBLAS_WORKSPACES,
+    allocator: CachingAllocator | None = None,
+) -> Peak:  # fmt: skip
+    """The fullest moment after the first step of a training of `STEPS` steps.
+
+    Without an allocator, of the tensors' bytes instead of its blocks'.
+    """
+    parts, ledger = trace.parts, Ledger(allocator)
+    trace.play(parts["load"], ledger)
+    for time in range(STEPS):
+        if time < 2:
+            ledger.forget_peak()
+        for part in ("forward", "backward"):
+            events = parts[part]
+            if time == 0:  # a handle of cuBLAS for each of the two threads, when it is first used
+                first = _first_product(events)
+                trace.play(events[:first], ledger)
+                ledger.made(-len(part), workspaces // 2, "workspace")
+                events = events[first:]
+            trace.play(events, ledger, time)
+            if part == "forward" and time:  # a name lives until it gets its next value
+                trace.play(parts["names"], ledger, time - 1)
+        trace.play(parts["step" if time else "first step"], ledger, time)
+        trace.play(parts["end"], ledger, time)
+    by = {kind: size for kind, size in ledger.peak_by.items() if size}
+    phase, function, module = ledger.peak_at or ("", "", "")
+    return Peak(by, ledger.allocator.reserved, phase, str(function), module)
+
+
+def _first_product(events: Sequence[Event]) -> int:
+    """Where the first matrix product among them is."""
+    return next((at for at, (name, *given) in enumerate(events)
+                 if name == "made" and given[3][1] in kernels.PRODUCTS), 0)
 
 
 # --- the model -----------------------------------------------------------------------------------
@@ -189,55 +240,99 @@ def with_adapters(model: nn.Module, settings: Settings) -> nn.Module:
     return model
 
 
-def made_real(model: nn.Module) -> None:
-    """Swap `meta` tensors for tensors of the `FakeTensorMode` in force, shared ones once."""
-    made: dict[int, torch.Tensor] = {}
+def put_on_device(model: nn.Module, settings: Settings, cache_emptied: Callable[[], None]) -> None:
+    """Swap `meta` tensors for those of the `FakeTensorMode` in force, in the order of loading.
 
-    def fake(tensor: torch.Tensor) -> torch.Tensor:
-        key = id(tensor)
-        if key not in made:
-            made[key] = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-        return made[key]
-
-    swapped: dict[int, nn.Parameter] = {}
+    As `loralab.measure.model` does it: quantised layers one after the other, the other tensors,
+    buffers, what PEFT casts before 4-bit training, adapters. A shared tensor is made once.
+    """
+    base = model.get_base_model() if settings.method != "full" else model
+    made: dict[nn.Parameter, torch.Tensor] = {}
+    if settings.method == "qlora":
+        for layer in settings.arch.linear:
+            weight = base.get_submodule(layer.path).weight
+            made[weight] = quantised(weight, settings)
+    parameters = [p for module in model.modules() for p in module._parameters.values()
+                  if p is not None and p not in made]
+    lora = [p for name, p in model.named_parameters() if "lora_" in name]
+    rest = [p for p in dict.fromkeys(parameters) if p not in set(lora)]
+    for parameter in rest:
+        made[parameter] = torch.empty(parameter.shape, dtype=settings.dtype)
     for module in model.modules():
-        for name, old in list(module._parameters.items()):
-            if old is None:
-                continue
-            if id(old) not in swapped:
-                new = nn.Parameter(fake(old), requires_grad=old.requires_grad)
-                if (state := getattr(old, "quant_state", None)) is not None:
-                    for part in (state, state.state2) if state.nested else (state,):
-                        part.absmax, part.code = fake(part.absmax), fake(part.code)
-                    if state.nested:
-                        state.offset = fake(state.offset)
-                    new.quant_state = state
-                swapped[id(old)] = new
-            module._parameters[name] = swapped[id(old)]
         for name, old in list(module._buffers.items()):
             if old is not None:
-                module._buffers[name] = fake(old)
+                module._buffers[name] = _alike(old)
+    for parameter in rest:
+        if parameter.dtype != settings.dtype:
+            made[parameter] = _alike(parameter)
+    if settings.kbit_prep:
+        cache_emptied()
+    # PEFT makes adapters in the base's dtype, then has them all in fp32.
+    begun = settings.compute if settings.method == "qlora" else settings.dtype
+    for dtype in (begun, torch.float32, settings.adapter):
+        for parameter in lora:
+            if parameter not in made or made[parameter].dtype != dtype:
+                made[parameter] = torch.empty(parameter.shape, dtype=dtype)
+    _swap(model, made)
+
+
+def quantised(weight: nn.Parameter, settings: Settings) -> torch.Tensor:
+    """The codes of one layer, its constants made with them, as bitsandbytes makes them."""
+    state = weight.quant_state
+    whole = torch.empty(state.shape, dtype=settings.dtype)
+    absmax = torch.empty(-(-whole.numel() // 64))
+    codes = _alike(weight)
+    state.code = _alike(state.code)
+    if not state.nested:
+        state.absmax = absmax
+        return codes
+    state.offset = absmax.mean()
+    less = absmax - state.offset
+    state.absmax, state.state2.absmax = _alike(state.absmax), _alike(state.state2.absmax)
+    state.state2.code = _alike(state.state2.code)
+    del absmax, less, whole
+    return codes
+
+
+def _alike(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+
+
+def _swap(model: nn.Module, made: Mapping[nn.Parameter, torch.Tensor]) -> None:
+    swapped: dict[nn.Parameter, nn.Parameter] = {}
+    for old, tensor in made.items():
+        swapped[old] = nn.Parameter(tensor, requires_grad=old.requires_grad)
+        if (state := getattr(old, "quant_state", None)) is not None:
+            swapped[old].quant_state = state
+    for module in model.modules():
+        for name, old in list(module._parameters.items()):
+            if old is not None:
+                module._parameters[name] = swapped[old]
 
 
 # --- the step ------------------------------------------------------------------------------------
 
 
 class Step:
-    """A training step whose storages are followed, and where it is."""
+    """A training step that writes a `trace` of its storages, and where it is."""
 
     def __init__(self, model: nn.Module, settings: Settings, *, on_gpu: bool = True):
         self.model, self.settings = model, settings
-        self.base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.trained = [p for p in model.parameters() if p.requires_grad]
         self.phase, self.modules = "", []
-        self.names = {module: name for name, module in self.base.named_modules()}
-        gpu = {"block": CUDA_BLOCK, "hidden": kernels.hidden_bytes} if on_gpu else {}
+        self.trace = Trace(lambda function: (self.phase, function, (self.modules or [""])[-1]))
+        gpu = {"hidden": kernels.hidden_bytes} if on_gpu else {}
         self.place = as_on_gpu(settings) if on_gpu else contextlib.nullcontext()
-        self.storages = LiveStorages(where=self._where, **gpu)
+        self.storages = LiveStorages(self.trace, **gpu)
+        self.trace.begin("load")
+        with self.storages:
+            put_on_device(model, settings, self.trace.cache_emptied)
         for kind, tensor in tensors_of(model):
             self.storages.add(tensor, kind)
         for buffer in model.buffers():
             self.storages.add(buffer, "weights")
+        self.base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.names = {module: name for name, module in self.base.named_modules()}
+        self.trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = optimizers.of(settings.optimizer, self.trained)
         if settings.loss == "trl":
             from trl.trainer.utils import add_fused_lm_head
@@ -246,41 +341,47 @@ class Step:
 
     def warm(self) -> None:
         """A first step of the optimizer alone: from now on its states exist."""
+        self.trace.begin("gradients of the first step")
         with self.storages:
             for parameter in self.trained:
                 parameter.grad = torch.empty_like(parameter)
+            self._enter("optimizer", "temporary")
+            self.trace.begin("first step")
             self.optimizer.step()
             states = self.optimizer.states()
         for tensor in states:
             self.storages.add(tensor, "optimizer")
         for tensor in self.optimizer.in_main_memory():
             self.storages.leave_out(tensor)
+        self.trace.begin("end of the first step")
         self.model.zero_grad(set_to_none=True)
-        self.storages.forget_peak()
 
     def run(self) -> None:
         """Forward, backward and the optimizer's step, on tokens without padding."""
         shape = self.settings.batch, self.settings.seq
         autocast = self.settings.autocast
         with self.storages, self._hooks(), self.place:
+            self.trace.begin("forward", repeats=True)
             self._enter("forward", "activations")
             ids = torch.zeros(shape, dtype=torch.long)
             labels = torch.zeros(shape, dtype=torch.long)
             with torch.autocast("cpu", dtype=self.settings.compute, enabled=autocast):
                 outputs = self._forward(ids, labels)
             loss = outputs.loss
-            forward = self.storages.highest()
             if self.settings.loss != "hf":
                 outputs = None
+            self.trace.begin("backward")
             self._enter("backward of the loss", "logits")
             loss.backward()
+            self.trace.begin("step")
             self._enter("optimizer", "temporary")
             self.optimizer.step()
-        before = Counter(self.storages.live_by)
-        del loss, outputs
-        # They were there in forward as well: a name lives until it gets its next value.
-        self.storages.consider(forward, before - self.storages.live_by)
+        self.trace.begin("end")
         self.model.zero_grad(set_to_none=True)
+        del ids, labels
+        self.trace.begin("names")
+        del loss, outputs
+        self.trace.begin("afterwards")
 
     def _forward(self, ids: torch.Tensor, labels: torch.Tensor) -> Any:
         if self.settings.loss == "trl":
@@ -321,13 +422,6 @@ class Step:
 
     def _enter(self, phase: str, kind: str) -> None:
         self.phase, self.storages.kind = phase, kind
-
-    def _where(self, function: Any) -> tuple[str, str, str]:
-        return self.phase, str(function), self.modules[-1] if self.modules else ""
-
-    def peak(self) -> Peak:
-        by = {kind: size for kind, size in self.storages.peak_by.items() if size}
-        return Peak(by, *(self.storages.peak_at or ("", "", "")))
 
 
 @contextlib.contextmanager

@@ -16,14 +16,14 @@ from loralab.plots.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, V
 # What a published number measured, and who published it, by the marker that stands for it.
 MEMORY_MARKERS = {"allocated": "o", "reserved": "s", "not stated": "D"}
 SOURCES = {"can-i-finetune-this": BLUE, "PEFT": VERMILION, "torchtune": PURPLE, "LitGPT": GREEN,
-           "LitGPT, 4-bit": SKY, "LLaMA-Factory": ORANGE}  # fmt: skip
+           "LitGPT, 4-bit": SKY, "LLaMA-Factory": ORANGE, "this course": GREY}  # fmt: skip
 
 
 def predicted_against_published(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Predicted against measured memory in GiB, and the error below, one marker for each row.
 
-    `rows`: of `memory.measurements()`, `published()` or `fully_stated_runs()`; those without a
-    prediction are not drawn. The marker is the simulation, the dot in it the formula. Colour:
+    `rows`: of `memory.measurements()`, `published()`, `fully_stated_runs()` or `gpu_rows()`; those
+    without a prediction are not drawn. The marker is the simulation, the dot in it the formula. Colour:
     source; shape: what was measured; open: a setting is assumed. Where there is room, the rows of
     chapter 01 have their id beside them. An error too large for the lower panel is written there.
     """
@@ -43,7 +43,7 @@ def predicted_against_published(rows: Sequence[Mapping[str, Any]]) -> Figure:
     for width, grey in ((10, "#EFEFEF"), (1, "#CFCFCF")):
         lower.axhspan(-width, width, color=grey, linewidth=0, zorder=0)
     lower.axhline(0, color=GREY, linewidth=1, zorder=1)
-    named = len(rows) < 30
+    named = len([row for row in rows if row["group"] != "this course"]) < 30
     for row, (x, simulated, formula), off in zip(rows, points, errors):
         _mark(upper, row, x, simulated, formula, (13, -9) if named else None)
         dot = 100 * (formula / x - 1)
@@ -58,14 +58,14 @@ def predicted_against_published(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.grid(axis="x")
     upper.set_yscale("log", base=2)
     upper.set_ylim(ends)
-    ticks = [size for size in (1, 2, 4, 8, 16, 32, 64) if ends[0] <= size <= ends[1]]
+    ticks = [size for size in (1, 2, 4, 8, 16, 32, 64, 128) if ends[0] <= size <= ends[1]]
     upper.set_xticks(ticks, [str(size) for size in ticks])
     upper.set_yticks(ticks, [str(size) for size in ticks])
     lower.set_ylim(limits)
     upper.set_ylabel("predicted, in GiB allocated")
     lower.set_ylabel("predicted / measured − 1, in %")
-    lower.set_xlabel("published measurement, in GiB")
-    upper.set_title("Predicted against published memory")
+    lower.set_xlabel("measured, in GiB")
+    upper.set_title("Predicted against measured memory")
     figure.legend(handles=_published_legend(rows), loc="outside lower center", ncols=3)
     return figure
 
@@ -82,8 +82,9 @@ def _series(row: Mapping[str, Any]) -> str:
 
 def _mark(axes, row, x: float, y: float, dot: float, name_at) -> None:
     colour = SOURCES[_series(row)]
+    size = 5 if row["group"] == "this course" else 8
     axes.plot(
-        x, y, MEMORY_MARKERS[row["memory"]], markersize=8, markeredgewidth=1.4, zorder=2,
+        x, y, MEMORY_MARKERS[row["memory"]], markersize=size, markeredgewidth=1.4, zorder=2,
         markeredgecolor=colour, color="white" if "assumed" in row else colour,
     )  # fmt: skip
     axes.plot(x, dot, ".", color=BLACK, markersize=3.5, zorder=3)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import time
 
-from loralab import memory
 from tests import memory_grid as grid
 
 
 def main() -> None:
     rows, began = [], time.perf_counter()
     for number, settings in enumerate(grid.settings(), 1):
-        rows.append(grid.Row(settings, memory.simulate(**settings).components))
+        rows.append(grid.simulated(settings))
         print(f"{number:3} {rows[-1].error:+7.2%} {json.dumps(settings)}", flush=True)
     grid.write(rows)
     grid.TABLE.write_text(grid.table(rows), "utf-8")

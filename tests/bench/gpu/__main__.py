@@ -27,7 +27,7 @@ def bench(
     predict: Annotated[bool, typer.Option(
         "--predict", help="Measure nothing: add predictions to what was measured.")] = False,
     record: Annotated[bool, typer.Option(
-        "--record", help="Measure nothing: write the page from what is recorded.")] = False,
+        "--record", help="Measure nothing: write page and README from what is recorded.")] = False,
     tiny: Annotated[str, typer.Option(
         help="For tests: this model in place of all, and the first runs of each part.")] = "",
 ) -> None:
@@ -38,6 +38,7 @@ def bench(
         raise typer.BadParameter(f"{', '.join(unknown)}: there are {', '.join(lists.PARTS)}")
     if record:
         report.PAGE.write_text(report.page(), "utf-8")
+        report.README.write_text(report.in_readme(report.README.read_text("utf-8")), "utf-8")
         raise typer.Exit()
     complete = True
     for name in part or lists.PARTS:
