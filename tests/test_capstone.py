@@ -293,9 +293,7 @@ def test_the_budget_forces_a_choice():
 
 
 def test_of_the_recorded_runs_none_fits_and_rank_1_breaks_memory_alone():
-    space = {"capstone": capstone, "memory": memory}
-    exec(re.search(r"^def broken.*?^$", SOURCE, re.S | re.M).group(0), space)
-    found = {name: space["broken"](run) for name, run in recorded_runs.recorded().items()
+    found = {name: capstone.broken(run) for name, run in recorded_runs.recorded().items()
              if run.config.method != "full" and run.config.task == "language"
              and not run.config.shuffle_labels}  # fmt: skip
     assert all(found.values())
