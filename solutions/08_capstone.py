@@ -325,7 +325,7 @@ quiz.show("08")
 # - **seen** a budget decide between methods, ranks and batch sizes, and a front of what accuracy costs;
 # - **used** `loralab.memory` to plan, a short measurement for time, and your own predictions as the yardstick of a run.
 #
-# **What this does not show.** A small model and a synthetic task. On yours other settings win; the way of finding them stays the same.
+# **What this does not show.** A small model and a synthetic task, easier than chapter 05's language: one run with rank 11 on q and v got 64 of 64 questions right here, and there such a run got no sentence right. On your task other settings win; the way of finding them stays the same.
 #
 # **What comes next**
 #
