@@ -93,7 +93,7 @@ def accuracy_by_cost(
 def _label(axes: plt.Axes, points: Sequence[Point], limit: float | None) -> None:
     """Each label beside its point, towards the middle and not across the limit's line; those of
     neighbours share a line."""
-    axes.margins(x=0.14)
+    axes.margins(x=0.18)
     axes.autoscale_view()  # else the places below are those of older limits
     to_axes = axes.transData + axes.transAxes.inverted()
     edge = 2.0 if limit is None else to_axes.transform((limit, 0))[0]
