@@ -199,8 +199,8 @@ check.plan(plan())
 # | 1 | rank, α and layers are the planned ones |
 # | 1 | accuracy on hidden questions within 0.15 of the predicted one |
 # | 5 | one each for 12, 24, 36, 48 and 60 % of the hidden questions, within the budget |
-
-The check below asks for the goal, 80 % of 64 other questions. When it says OK, stop: more accuracy earns nothing. After three runs, stop too, and explain what they gave.
+#
+# The check below asks for the goal, 80 % of 64 other questions, and for a good prediction. Once the goal is met, stop: more accuracy earns nothing, and a result above your prediction is one to explain. After three runs, stop too.
 
 # %%
 config = capstone.run_config(plan(), SEED)
@@ -273,7 +273,7 @@ plt.show()
 # %% [markdown]
 # *Alt text: accuracy against trained parameters on a logarithmic axis. Chapter 05's run, with 2.4 million parameters, lies right of the budget's line; yours is circled, left of it if it keeps the budget. A blue line joins the runs that no other beats at both: the Pareto front.*
 #
-# The **Pareto front** joins the runs that no other beats in both accuracy and cost. A run off the front is no failure, but there is a better one at its price. Your class has such a picture too, with names or without: your instructor makes it with `autograder leaderboard`.
+# The **Pareto front** joins the runs that no other beats in both accuracy and cost. A run off the front is no failure, but there is a better one at its price. *Time left?* When all questions are right, cost alone decides: with how few parameters is the goal still met? It earns nothing, and is the harder choice. Your class has such a picture too, with names or without: your instructor makes it with `autograder leaderboard`.
 #
 # > **In short.** A prediction is as good as its account of the difference.
 
@@ -309,14 +309,14 @@ plt.show()
 # %% [markdown]
 # > **In short.** What you can explain, you can repeat.
 #
-# **Handing in.** Run all cells, save, and in a terminal: `loralab submit 08`. It packs the notebook and the folder `adapter`.
-#
 # ## 8. Self-check questions
 
 # %%
 quiz.show("08")
 
 # %% [markdown]
+# **Handing in.** Restart and run all, save, and in a terminal: `loralab submit 08`. It packs the notebook and the folder `adapter`.
+#
 # > **In short.** The last questions of the course: each wrong answer is a mistake that somebody made.
 #
 # ---

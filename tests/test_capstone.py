@@ -248,6 +248,13 @@ def test_each_mistake_is_named(hand_in, share, tmp_path, monkeypatch, symptom, f
     assert caught.value.symptom == EXERCISE.symptoms[symptom], str(caught.value)
 
 
+def test_more_than_was_predicted_is_said_beside_the_goal(hand_in, share):
+    folder = hand_in()[CONFIG].parent
+    share(1.0)
+    with pytest.raises(WrongAnswer, match="The goal is met: 100 % of 64 .* But 70 % were pred"):
+        check.trained_adapter(folder, planned())
+
+
 @pytest.mark.parametrize("name, content", [
     ("adapter_config.json", "{"), ("adapter_config.json", "[]"), ("adapter_config.json", "{}"),
     ("adapter_model.safetensors", "none"),

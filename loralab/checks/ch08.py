@@ -455,11 +455,11 @@ def compare_with_plan(found: AdapterFile, planned: Plan) -> None:
         raise EXERCISES["trained_adapter"].wrong(f"{'; '.join(differing)}.", "other_run")
 
 
-def compare_accuracy(share: float, planned: Plan) -> None:
-    """Raise where the share of right answers is far from what the plan says."""
+def compare_accuracy(share: float, planned: Plan, said: str = "") -> None:
+    """Raise where the share of right answers is far from what the plan says; `said`: before it."""
     if abs(share - planned.accuracy) > CLOSE:
         raise EXERCISES["trained_adapter"].wrong(
-            f"{planned.accuracy:.2f} was predicted.", "surprise")
+            f"{said}{100 * planned.accuracy:.0f} % were predicted.", "surprise")
 
 
 def trained_adapter(folder: str | Path, given: Mapping[str, Any]) -> None:
@@ -486,7 +486,7 @@ def trained_adapter(folder: str | Path, given: Mapping[str, Any]) -> None:
         if largest < 0.01:  # a trained B reaches 0.1 and more
             raise exercise.wrong(needed, "untrained")
         raise exercise.wrong(needed, "short" if share >= 0.15 else "other_language")
-    compare_accuracy(share, planned)
+    compare_accuracy(share, planned, f"The goal is met: {right}. But ")
     exercise.passed(f"{found.trainable:,} parameters; {right}, "
                     f"{100 * planned.accuracy:.0f} % were predicted")
 
