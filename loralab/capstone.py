@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from loralab import training
+from loralab import memory, training
 from loralab.tasks.sql import Shop
-from loralab.training import RunConfig
+from loralab.training import Run, RunConfig
 
 MODEL = "smollm2-135m"  # the embedded model's name in `loralab.memory`
 SHOP = Shop("course")  # the task: questions about its table, to SQL
@@ -40,6 +40,20 @@ class Budget:
 
 
 BUDGET = Budget()
+
+
+def broken(run: Run) -> list[str]:
+    """Which limits of the budget a run breaks: "parameters", "memory" (by the yardstick, not as
+    measured), "time" (as it took where it was made)."""
+    config = run.config
+    peak = memory.estimate(MODEL, config.method, rank=config.r, targets=config.targets,
+                           batch=config.batch_size, **YARDSTICK).total  # fmt: skip
+    limits = {
+        "parameters": run.trainable > BUDGET.trainable,
+        "memory": peak > BUDGET.peak_gib * memory.GiB,
+        "time": run.seconds > BUDGET.minutes * 60,
+    }
+    return [limit for limit, over in limits.items() if over]
 
 
 def run_config(plan: Mapping[str, Any], seed: int = 0) -> RunConfig:

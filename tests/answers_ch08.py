@@ -91,6 +91,8 @@ WRONG = [
           changed("cost.trainable", "memory.describe(capstone.MODEL).parameters"), (3,)),
     Wrong("predict", "targets", changed('settings["targets"]', '"all-linear"'), (1,),
           also=("yardstick",)),
+    Wrong("predict", "rank", changed('rank=settings["r"],', ""), (1, 3)),
+    Wrong("predict", "rank", changed('settings["r"]', 'settings["lora_alpha"]'), (1, 3)),
     Wrong("predict", "held", changed("cost.total", "cost.static"), (2,)),
     Wrong("predict", "unit", changed("cost.total / memory.GiB", "cost.total / 1e9"), (2,)),
     Wrong("predict", "unit", changed("cost.total / memory.GiB", "cost.total"), (2,)),

@@ -248,6 +248,13 @@ def test_each_mistake_is_named(hand_in, share, tmp_path, monkeypatch, symptom, f
     assert caught.value.symptom == EXERCISE.symptoms[symptom], str(caught.value)
 
 
+def test_more_than_was_predicted_is_said_beside_the_goal(hand_in, share):
+    folder = hand_in()[CONFIG].parent
+    share(1.0)
+    with pytest.raises(WrongAnswer, match="The goal is met: 100 % of 64 .* But 70 % were pred"):
+        check.trained_adapter(folder, planned())
+
+
 @pytest.mark.parametrize("name, content", [
     ("adapter_config.json", "{"), ("adapter_config.json", "[]"), ("adapter_config.json", "{}"),
     ("adapter_model.safetensors", "none"),
@@ -293,9 +300,7 @@ def test_the_budget_forces_a_choice():
 
 
 def test_of_the_recorded_runs_none_fits_and_rank_1_breaks_memory_alone():
-    space = {"capstone": capstone, "memory": memory}
-    exec(re.search(r"^def broken.*?^$", SOURCE, re.S | re.M).group(0), space)
-    found = {name: space["broken"](run) for name, run in recorded_runs.recorded().items()
+    found = {name: capstone.broken(run) for name, run in recorded_runs.recorded().items()
              if run.config.method != "full" and run.config.task == "language"
              and not run.config.shuffle_labels}  # fmt: skip
     assert all(found.values())

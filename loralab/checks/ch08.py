@@ -72,6 +72,11 @@ EXERCISES = {
                 "The base is counted in the other method's format.",
                 "LoRA keeps the base in fp32 here, QLoRA in 4 bits. Is the method passed on?",
             ),
+            "rank": Symptom(
+                "The count is that of another rank.",
+                "Is `r` passed on? Unless it is, `memory.estimate` takes rank 8. And α is no rank: "
+                "it scales an update, and trains nothing.",
+            ),
             "seconds": Symptom(
                 "These are seconds.",
                 "The key says minutes.",
@@ -114,7 +119,8 @@ EXERCISES = {
             ),
             "over_time": Symptom(
                 "More minutes than the budget allows.",
-                "Fewer steps, or smaller ones. A step's time grows with its questions.",
+                "Are they minutes, or seconds? Else fewer steps, or smaller ones: a step's time grows "
+                "with its questions.",
             ),
             "stale": Symptom(
                 "The predictions do not follow from the plan's own settings.",
@@ -226,8 +232,9 @@ def compare_predict(
         got = answer(settings, seconds)
         case = f"predict({_shown(settings)}, {seconds:g})"
         if not isinstance(got, Mapping) or not set(ask) <= set(got):
+            gave = f"the keys {shortened(list(got))}" if isinstance(got, Mapping) else kind_of(got)
             raise exercise.wrong(f"{case} should give a dict with {', '.join(ask)}; it gave "
-                                 f"{kind_of(got)}.")  # fmt: skip
+                                 f"{gave}.")  # fmt: skip
         right, typical = _right(settings, seconds), _mistaken(settings, seconds)
         for key in ask:
             exercise.expect_number(
@@ -263,6 +270,8 @@ def _mistaken(
         "trainable": {
             "all_parameters": (memory.describe(capstone.MODEL).parameters, found.parameters),
             "targets": tuple(_estimate(method, r, one, batch).trainable for one in ours[1:]),
+            "rank": tuple(_estimate(method, one, targets, batch).trainable
+                          for one in (8, settings["lora_alpha"])),
         },
         "peak_gib": {
             "held": tuple(found.static / size for size in (1, 10**6, 2**20, 10**9, 2**30)),
@@ -397,7 +406,8 @@ def compare_plan(
         raise exercise.wrong(
             f"{right.trainable:,} parameters; {BUDGET.trainable:,} are allowed.", "over_parameters")
     if ("peak_gib" in ask or "budget" in ask) and gib > BUDGET.peak_gib:
-        raise exercise.wrong(f"The peak is above {BUDGET.peak_gib:g} GiB.", "over_memory")
+        said = f"A peak of {gib:.3f} GiB; {BUDGET.peak_gib:g} are allowed."
+        raise exercise.wrong(said, "over_memory")
     if ("minutes" in ask or "budget" in ask) and found.minutes > BUDGET.minutes:
         said = f"{found.minutes:.1f} minutes; {BUDGET.minutes:g} are allowed."
         raise exercise.wrong(said, "over_time")
@@ -445,17 +455,17 @@ def compare_with_plan(found: AdapterFile, planned: Plan) -> None:
         raise EXERCISES["trained_adapter"].wrong(f"{'; '.join(differing)}.", "other_run")
 
 
-def compare_accuracy(share: float, planned: Plan) -> None:
-    """Raise where the share of right answers is far from what the plan says."""
+def compare_accuracy(share: float, planned: Plan, said: str = "") -> None:
+    """Raise where the share of right answers is far from what the plan says; `said`: before it."""
     if abs(share - planned.accuracy) > CLOSE:
         raise EXERCISES["trained_adapter"].wrong(
-            f"{planned.accuracy:.2f} was predicted.", "surprise")
+            f"{said}{100 * planned.accuracy:.0f} % were predicted.", "surprise")
 
 
 def trained_adapter(folder: str | Path, given: Mapping[str, Any]) -> None:
     """Check an adapter's files: within the budget, as planned, and what it gets right.
 
-    A prediction that was far off is said, and does not fail the check.
+    Accuracy below the budget's goal is named before a prediction that was far off.
     """
     from loralab.checks import ch05
 
@@ -476,7 +486,7 @@ def trained_adapter(folder: str | Path, given: Mapping[str, Any]) -> None:
         if largest < 0.01:  # a trained B reaches 0.1 and more
             raise exercise.wrong(needed, "untrained")
         raise exercise.wrong(needed, "short" if share >= 0.15 else "other_language")
-    compare_accuracy(share, planned)
+    compare_accuracy(share, planned, f"The goal is met: {right}. But ")
     exercise.passed(f"{found.trainable:,} parameters; {right}, "
                     f"{100 * planned.accuracy:.0f} % were predicted")
 

@@ -30,6 +30,7 @@ COSTS = {
 }
 
 NEAR = 0.035  # of the axes: points so close share their label's line
+ACROSS = 0.1  # of the axes: a label needs so much room beside its point
 
 
 def front(points: Sequence[tuple[float, float] | Point]) -> list[int]:
@@ -83,17 +84,19 @@ def accuracy_by_cost(
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set(ylim=(-0.04, 1.06), xlabel=COSTS[cost], ylabel="right on unseen examples (share)",
              title=title)  # fmt: skip
-    _label(axes, points)
+    _label(axes, points, limit)
     if axes.get_legend_handles_labels()[0]:
         figure.legend(loc="outside lower center", ncols=5)
     return figure
 
 
-def _label(axes: plt.Axes, points: Sequence[Point]) -> None:
-    """Each label beside its point, towards the middle; those of neighbours share a line."""
-    axes.margins(x=0.08)
+def _label(axes: plt.Axes, points: Sequence[Point], limit: float | None) -> None:
+    """Each label beside its point, towards the middle and not across the limit's line; those of
+    neighbours share a line."""
+    axes.margins(x=0.18)
     axes.autoscale_view()  # else the places below are those of older limits
     to_axes = axes.transData + axes.transAxes.inverted()
+    edge = 2.0 if limit is None else to_axes.transform((limit, 0))[0]
     groups: list[tuple[float, float, list[str]]] = []
     named = [(*to_axes.transform((p.cost, p.accuracy)), p.label) for p in points if p.label]
     for x, y, label in sorted(named, key=lambda one: (-one[1], one[0])):
@@ -104,7 +107,7 @@ def _label(axes: plt.Axes, points: Sequence[Point]) -> None:
         else:
             groups.append((x, y, [label]))
     for x, y, labels in groups:
-        left = x > 0.6
+        left = x > 0.6 or 0 <= edge - x < ACROSS < x
         axes.annotate(" · ".join(labels), (x, y), (-9 if left else 9, 5), xycoords="axes fraction",
                       textcoords="offset points", ha="right" if left else "left", fontsize=8,
                       parse_math=False)  # fmt: skip
