@@ -30,6 +30,7 @@ COSTS = {
 }
 
 NEAR = 0.035  # of the axes: points so close share their label's line
+CHARACTER = 0.009  # of the axes: about the width of one, in a label
 
 
 def front(points: Sequence[tuple[float, float] | Point]) -> list[int]:
@@ -58,7 +59,7 @@ def accuracy_by_cost(
     """
     figure, axes = plt.subplots(figsize=(8, 4.2))
     best = front(points)
-    if best:
+    if len(best) > 1:
         line = [points[index] for index in best]
         axes.step([p.cost for p in line], [p.accuracy for p in line], where="post", color=BLUE,
                   linewidth=1.6, zorder=1, label="Pareto front")  # fmt: skip
@@ -83,14 +84,15 @@ def accuracy_by_cost(
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set(ylim=(-0.04, 1.06), xlabel=COSTS[cost], ylabel="right on unseen examples (share)",
              title=title)  # fmt: skip
-    _label(axes, points)
+    _label(axes, points, limit)
     if axes.get_legend_handles_labels()[0]:
         figure.legend(loc="outside lower center", ncols=5)
     return figure
 
 
-def _label(axes: plt.Axes, points: Sequence[Point]) -> None:
-    """Each label beside its point, towards the middle; those of neighbours share a line."""
+def _label(axes: plt.Axes, points: Sequence[Point], limit: float | None) -> None:
+    """Each label beside its point, towards the middle but not across the limit's line; those of
+    neighbours share a line."""
     axes.margins(x=0.08)
     axes.autoscale_view()  # else the places below are those of older limits
     to_axes = axes.transData + axes.transAxes.inverted()
@@ -103,10 +105,14 @@ def _label(axes: plt.Axes, points: Sequence[Point]) -> None:
                 break
         else:
             groups.append((x, y, [label]))
+    edge = None if limit is None else to_axes.transform((limit, 0))[0]
     for x, y, labels in groups:
+        text = " · ".join(labels)
         left = x > 0.6
-        axes.annotate(" · ".join(labels), (x, y), (-9 if left else 9, 5), xycoords="axes fraction",
-                      textcoords="offset points", ha="right" if left else "left", fontsize=8,
+        if edge is not None and 0 < (x - edge if left else edge - x) < 0.03 + CHARACTER * len(text):
+            left = not left
+        axes.annotate(text, (x, y), (-9 if left else 9, 5), xycoords="axes fraction",
+                      textcoords="offset points", ha="right" if left else "left", fontsize=9,
                       parse_math=False)  # fmt: skip
 
 
