@@ -79,7 +79,7 @@ def submit(chapter: Chapter) -> None:
     for grade_id, state in found.exercises.items():
         _line(state in workspace.DONE, grade_id, state)
     for name in found.missing_files:
-        _line(False, name, "missing: the chapter's last cells save it")
+        _line(False, name, f"missing: exercise {workspace.SAVED_IN[found.chapter[:2]]} saves it")
     for wrong, remedy in found.notes:
         _line(False, "note", f"{wrong} → {remedy}")
     console.print(f"\nPacked in [bold]{_short(archive)}[/]:")

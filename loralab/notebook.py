@@ -48,7 +48,7 @@ def _install_messages(shell, chapter: str) -> None:
         if lines and _out_of_memory(error):
             _let_go_of(trace)
 
-    shell.set_custom_exc((Exception,), show)
+    shell.set_custom_exc((Exception, KeyboardInterrupt), show)
 
 
 def explain(error: BaseException, chapter: str, names: Iterable[str] = ()) -> list[str] | None:
@@ -58,6 +58,12 @@ def explain(error: BaseException, chapter: str, names: Iterable[str] = ()) -> li
     """
     if hasattr(error, "_render_traceback_"):
         return None
+    if isinstance(error, KeyboardInterrupt):
+        return [
+            "Stopped before it was done.",
+            "→ Run the cell again when you like. A training run that was stopped begins anew; "
+            "finished ones are in the cache.",
+        ]
     if isinstance(error, NameError) and not isinstance(error, UnboundLocalError):
         return _explain_name(error, chapter, names)
     if isinstance(error, NotImplementedError) and str(error).startswith("Exercise "):

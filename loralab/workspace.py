@@ -22,6 +22,7 @@ from loralab.errors import CourseError
 # What a chapter's work leaves beside its notebook and is handed in with it.
 ADAPTER = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
 ARTIFACTS = {"05": ADAPTER, "08": ADAPTER}
+SAVED_IN = {"05": "5.6", "08": "8.3"}  # the exercise that saves them
 
 
 def chapters() -> list[str]:

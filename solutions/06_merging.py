@@ -191,7 +191,7 @@ check.rank_merges(rank_merges)
 # %%
 for way, accuracy, worse in rank_merges(hits, merging.UNMERGED):
     verdict = "worse than unmerged" if worse else "no difference shown"
-    print(f"{way:28}{accuracy:.2f}  logit error {errors[way]:.2g}  {verdict}")
+    print(f"{way:28}{accuracy:.2f}  logit error {errors[way]:<6.2g} {verdict}")
 plots.merges(hits, errors)
 plt.show()
 
@@ -382,7 +382,7 @@ on_disk = {way: 2 * arch.parameters for way in models} | {
 print(f"{'':28}  right   error      MB   ms a token")
 for way in models:
     print(f"{way:28}  {sum(hits[way]) / SENTENCES:5.2f}  {errors[way]:6.2g}  "
-          f"{on_disk[way] / 1e6:6.0f}  {milliseconds[way]:7.0f}")
+          f"{on_disk[way] / 1e6:6.0f}  {milliseconds[way]:11.0f}")
 
 # %% [markdown]
 # Read the last column on your machine, when it does nothing else. First row less last: the adapter's overhead, 420 small products. But the 4-bit layers have to be dequantised for every token, merged or not. On a GPU the ranking can differ, and so can it for long inputs or many requests at once: time what you will serve.

@@ -335,6 +335,12 @@ def moved(codes, absmax, update, levels, block): return update != 0
         "(levels[1:] + levels[:-1]) / 2", "levels"))),
     Wrong("moved_codes", "unscaled", changed(MOVED, ("update / scales", "update"))),
     Wrong("moved_codes", "unscaled", changed(GAPS, (" * scales", ""))),
+    Wrong("moved_codes", "unscaled", """
+def moved(codes, absmax, update, levels, block):
+    scales = absmax.repeat_interleave(block)[: len(codes)]
+    apart = (levels[codes.long()] * scales + update)[:, None] - levels[None]
+    return apart.abs().argmin(1) != codes
+"""),
     # As if levels were equally far apart.
     Wrong("moved_codes", "one_step", """
 def moved(codes, absmax, update, levels, block):
@@ -364,7 +370,10 @@ def moved(codes, absmax, update, levels, block):
     Wrong("disk_bytes", "full_update", changed(DISK, ("r * (n_out + n_in)", "n_out * n_in")), (1,)),
     Wrong("disk_bytes", "merged_adapter", changed(DISK, (
         '"merged": tasks * parameters', '"merged": tasks * (parameters + pairs)')), (1,)),
+    Wrong("disk_bytes", "one_layer", changed(DISK, (
+        "sum(r * (n_out + n_in) for n_out, n_in in shapes)", "r * sum(shapes[0])")), (1,)),
     Wrong("disk_bytes", "parameters", changed(DISK, ("dtype.itemsize", "1"))),
+    Wrong("disk_bytes", "bits", changed(DISK, ("dtype.itemsize", "torch.finfo(dtype).bits"))),
 
     Wrong("seconds_per_call", "launch", changed(SECONDS, ("synchronise()", "pass"))),
     # Waits before, not after.

@@ -244,6 +244,9 @@ WRONG = [
     rule(LIBRARY, "verdict", ('"cpu": ("wrong"', '"cpu": ("holds"')),
     rule(LIBRARY, "verdict", ('"depends"', '"wrong"')),
     rule(LIBRARY, "setting", ('"hardware"', '"task"')),
+    # The lesson's call, as it stands there.
+    Wrong(LIBRARY, "refused", changed(LIBRARY, (
+        "(folder, quantization_config=config)", "(folder, load_in_8bit=True)"))),
     Wrong(LIBRARY, "none", changed(LIBRARY, (
         "sum(isinstance(m, bnb.nn.Linear8bitLt) for m in model.modules())", "0")), (1,)),
     rule(LIBRARY, "head", ("isinstance(m, bnb.nn.Linear8bitLt)", "isinstance(m, nn.Linear)")),

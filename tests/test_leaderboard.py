@@ -145,8 +145,25 @@ def test_a_class_in_which_nobody_handed_in_has_a_page_too(empty):
 
 def test_one_adapter_and_none_with_a_plan(empty, tmp_path):
     one = leaderboard.Entry("a", "a", 1000, 0.5)
-    page = Page(leaderboard.page(leaderboard.Board((one,), (), ()), "x"))
+    text = leaderboard.page(leaderboard.Board((one,), (), ()), "x")
+    page = Page(text)
     assert len(page.rows) == 2 and sum(tag == "img" for tag, _ in page.tags) == 2
+    assert "1 adapter as a point, with its row; on the Pareto front: row 1." in text
+    assert "0 adapters as points, with their rows." in text
+
+
+def test_who_is_who_shows_ids_in_full(empty, tmp_path):
+    root = shutil.copytree(empty, tmp_path / "class")
+    students = [f"a-department-of-a-university-and-more-{number}" for number in (1, 2)]
+    for student in students:
+        hand_in(root, student)
+        keep(root, student, CLASS["chen"])
+    said = command("--class", root).output
+    assert "…" not in said and "2 adapters" in said
+    header = next(line for line in said.splitlines() if "on the page" in line)
+    column = slice(header.index("student"), header.index("on the page"))
+    shown = "".join(line[column].strip() for line in said.splitlines())
+    assert all(student in shown for student in students)
 
 
 # --- names ----------------------------------------------------------------------------------------
@@ -237,3 +254,15 @@ def test_the_figure_draws_all_points_and_one_place_once():
     assert sum(len(one.get_offsets()) for one in axes.collections) == len(points) + 1
     figure.canvas.draw()
     assert accuracy_by_cost([], "peak_gib").axes[0].get_xscale() == "linear"
+
+
+def test_a_label_does_not_cross_the_budgets_line():
+    cheap, planned = Point(305_280, 0.5, "3"), Point(610_560, 0.95, "yours", mine=True)
+    dear = Point(2_442_240, 0.9, "chapter 05")
+    figure = accuracy_by_cost([cheap, planned, dear], "trainable", limit=BUDGET.trainable)
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    edge = axes.transData.transform((BUDGET.trainable, 0))[0]
+    for text in axes.texts:
+        box = text.get_window_extent()
+        assert not box.x0 < edge < box.x1, text.get_text()

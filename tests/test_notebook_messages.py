@@ -48,6 +48,8 @@ FAILURES = {
     "course error": ("from loralab.errors import CourseError\n"
                      "raise CourseError('No model.', 'Run make lab.')", "CourseError",
                      ["No model.", "→ Run make lab."]),
+    "stopped": ("raise KeyboardInterrupt", "KeyboardInterrupt",
+                ["Stopped before it was done", "begins anew"]),
     "unsolved": (
         "def f():\n    raise NotImplementedError('Exercise 1.1: write f')\n\nf()",
         "NotImplementedError",

@@ -383,7 +383,7 @@ def test_submit_says_what_is_in_it_and_what_is_open(work):
     done = run("submit", "05")
     assert done.exit_code == 0
     assert "f: not written yet" in done.output
-    assert "adapter/adapter_config.json: missing" in done.output
+    assert "adapter/adapter_config.json: missing: exercise 5.6" in done.output
     assert "work/submissions/05_qlora_training.zip" in done.output
     assert "Submit again" in done.output
     path = work / "01_memory_math" / "01_memory_math.ipynb"

@@ -44,13 +44,17 @@ def _as_here(ask: Callable[..., Data]) -> Callable[..., Data]:
 
 
 def _claims(
-    exercise: str, worth: float, cases: Sequence[tuple[Callable[[], Data], Mapping[str, Any]]]
+    exercise: str,
+    worth: float,
+    cases: Sequence[tuple[Callable[[], Data], Mapping[str, Any]]],
+    comparator: Callable[[str, Data, Mapping[str, Any]], None] | None = None,
 ) -> list[Part]:
     """A part for each claim; `cases`: how to ask, and the right rulings then."""
+    hold = comparator or partial(visible.compare_rulings, visible.EXERCISES[exercise])
+
     def compare(claim: str) -> None:
         for ask, right in cases:
-            visible.compare_rulings(visible.EXERCISES[exercise], exercise, ask(),
-                                    {claim: right[claim]})
+            hold(exercise, ask(), {claim: right[claim]})
 
     return [Part(worth, partial(compare, claim), LABELS[claim]) for claim in cases[0][1]]
 
@@ -89,12 +93,21 @@ def count_rulings(student: Student, draw: random.Random, personal: Personal) -> 
 @trusted("library_rulings")
 def library_rulings(student: Student, draw: random.Random, personal: Personal) -> list[Part]:
     ask = once(student.function("library_rulings", masked=CHECKS))
+
+    def rulings(*given: Any) -> Data:
+        try:
+            return ask(*given)
+        except StudentError as error:
+            if (error.kind, error.name) == ("raised", "TypeError"):
+                return visible.Raised(error.name)
+            raise
+
     cases = []
     for layers in draw.sample((1, 2, 3, 4), 2):
         case = visible.Numbers.draw(_seed(draw), layers)
         folder = Code(f"{CLINIC}.Trained({case.trained.seed!r}, layers={layers}).base")
-        cases.append((partial(ask, folder, case.weights, case.x), case.right()))
-    return _claims("library_rulings", 0.5, cases)
+        cases.append((partial(rulings, folder, case.weights, case.x), case.right()))
+    return _claims("library_rulings", 0.5, cases, visible.compare_library)
 
 
 @trusted("quality_rulings")

@@ -33,7 +33,7 @@ README = """\
    or use `nbgrader collect` or `nbgrader zip_collect`.
 4. **Grade.** `autograder grade`, or `autograder grade 01 --student ada`. It can be stopped at any
    point and started again. `nbgrader autograde CHAPTER` and formgrader give the same scores.
-5. **Read and return.** `nbgrader formgrader` for answers in words; then
+5. **Read and return.** `jupyter lab` here, Nbgrader ▸ Formgrader, for answers in words; then
    `nbgrader generate_feedback CHAPTER` and `nbgrader export`.
 6. **Show the capstone's results.** `autograder leaderboard` writes `leaderboard.html`, with
    pseudonyms unless you ask for `--names`.

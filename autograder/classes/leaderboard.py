@@ -147,5 +147,9 @@ def _picture(entries: Sequence[Entry], cost: str) -> str:
 
 def _alt(entries: Sequence[Entry], cost: str, best: Sequence[int]) -> str:
     shown = sum(getattr(one, cost) is not None for one in entries)
-    rows = ", ".join(str(index + 1) for index in best) or "none"
-    return f"{shown} adapters as points; on the Pareto front are those of the rows {rows}."
+    points = ("1 adapter as a point, with its row" if shown == 1
+              else f"{shown} adapters as points, with their rows")  # fmt: skip
+    if not best:
+        return f"{points}."
+    rows = ", ".join(str(index + 1) for index in sorted(best))
+    return f"{points}; on the Pareto front: row{'' if len(best) == 1 else 's'} {rows}."

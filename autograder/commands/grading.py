@@ -137,7 +137,7 @@ def _what_next(chapters: list[str], rows) -> None:
         return
     console.print("Next, in the class folder:")
     if any(row.by_hand for found in rows.values() for row in found):
-        console.print("  nbgrader formgrader                 read the answers in words")
+        console.print("  jupyter lab                         Nbgrader ▸ Formgrader: read the answers in words")
     for name in chapters:
         console.print(f"  nbgrader generate_feedback {name}")
     console.print("  nbgrader export                     the grades as a table")

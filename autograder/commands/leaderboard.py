@@ -47,7 +47,9 @@ def leaderboard(
     if board.ungraded:
         console.print("Grade them: autograder grade 08")
     kind = "REAL NAMES" if names else "pseudonyms"
-    console.print(f"{len(board.entries)} adapters, with {kind}, in {escape(str(path))}",
+    count = len(board.entries)
+    console.print(f"{count} adapter{'' if count == 1 else 's'}, with {kind}, in "
+                  f"{escape(str(path))}",
                   soft_wrap=True)
 
 
@@ -56,6 +58,8 @@ def _show(board, places) -> None:
     table = Table("place", "student", "on the page", "right", "parameters", "GiB", box=SIMPLE)
     for index in (0, 3, 4, 5):
         table.columns[index].justify = "right"
+    for index in (1, 2):
+        table.columns[index].overflow = "fold"  # cut short, two students could look alike
     for place, one in zip(places, board.entries, strict=True):
         peak = "–" if one.peak_gib is None else f"{one.peak_gib:.3f}"
         table.add_row(str(place), escape(one.student), escape(one.name), f"{one.accuracy:.2f}",

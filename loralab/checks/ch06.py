@@ -174,9 +174,17 @@ EXERCISES = {
                 "The merged model has adapters as well.",
                 "After the merge A and B are in the weights, and take no byte of their own.",
             ),
+            "one_layer": Symptom(
+                "Adapters on one layer only.",
+                "Every layer in `shapes` has a pair of its own, and they differ in size.",
+            ),
             "parameters": Symptom(
                 "These are numbers, not bytes.",
                 "`dtype.itemsize` is the bytes that one number takes.",
+            ),
+            "bits": Symptom(
+                "These are bits.",
+                "A byte has eight. `torch.finfo` counts bits, `dtype.itemsize` bytes.",
             ),
         },
     ),
@@ -622,6 +630,9 @@ class Coded(NamedTuple):
         for ready in (plain, plain * scales):
             yield "unscaled", ready.abs() > torch.where(ready > 0, up, down) / 2
             yield "unscaled", ready.abs() > both / 2
+        # The sum in the weights' units, held against bare levels.
+        middles = (levels[1:] + levels[:-1]) / 2
+        yield "unscaled", torch.bucketize(levels[codes] * scales + plain, middles) != codes
         for step in (gaps.mean(), gaps.median(), torch.tensor(2 / 15), torch.tensor(1 / 8)):
             for inner in (True, False):
                 moved = shift.abs() > step / 2
@@ -716,7 +727,10 @@ class Stored(NamedTuple):
         yield "full_update", (t * (base + full), base + t * full)
         yield "merged_adapter", (t * (base + adapter), separate)
         yield "merged_adapter", (t * base + adapter, separate)
+        for a, b in self.shapes:
+            yield "one_layer", (merged, base + t * self.r * (a + b) * size)
         yield "parameters", (merged // size, separate // size)
+        yield "bits", (8 * merged, 8 * separate)
 
 
 @lru_cache
@@ -734,7 +748,7 @@ def _adapter_parameters(shapes: tuple[tuple[int, int], ...], r: int) -> int:
 def disk_bytes(answer: Callable[..., Any]) -> None:
     """Two models, several tasks, two dtypes."""
     compare_disk_bytes(answer, [
-        Stored(1_000, ((10, 10), (10, 30)), 2, 3, "bfloat16"),
+        Stored(1_000, ((10, 20), (10, 30)), 2, 3, "bfloat16"),
         Stored(50_000, ((100, 40), (20, 100), (40, 40)), 4, 10, "float32"),
     ])  # fmt: skip
     EXERCISES["disk_bytes"].passed("merged and separate, for several tasks")
@@ -986,7 +1000,9 @@ def compare_combine(
         if A is None or B is None or A.dim() != 2 or B.dim() != 2:
             raise exercise.wrong(f"{case} should be two matrices, A and B.")
         if (B.shape[0], A.shape[1]) != right.shape or B.shape[1] != A.shape[0]:
-            raise exercise.wrong(f"{case}: A is {tuple(A.shape)}, B is {tuple(B.shape)}.",
+            n_out, n_in = right.shape
+            raise exercise.wrong(f"{case}: A is {tuple(A.shape)}, B is {tuple(B.shape)}; they "
+                                 f"should be (R, {n_in}) and ({n_out}, R).",
                                  "shape" if len(set(ranks)) > 1 else None)  # fmt: skip
         _expect_sum(case, B @ A, right, one)
         if "rank" in what and A.shape[0] > sum(ranks):

@@ -37,7 +37,7 @@ def merges(hits: Mapping[str, Sequence[bool]], errors: Mapping[str, float]) -> F
                        textcoords="offset points", ha="right" if left_side else "left",
                        fontsize=10)  # fmt: skip
     right.axvline(1, color=GREY, linestyle="--", linewidth=1.2)
-    right.text(1, -0.62, "the adapter's\nown effect ", ha="right", va="top", fontsize=8, color=GREY)
+    right.text(1, -0.47, "the adapter's\nown effect ", ha="right", va="top", fontsize=8, color=GREY)
     left.set_yticks(range(len(names)), names)
     left.invert_yaxis()
     left.set(xlim=(0, 1.1), xlabel=f"exact match on {count} held-out sentences",
@@ -63,7 +63,7 @@ def updates_against_steps(update: torch.Tensor, half_step: torch.Tensor, *, name
     edges = torch.logspace(*ends.tolist(), 90)
     for values, colour, label in ((update.abs(), ORANGE, "|ΔW|: what the adapter adds"),
                                   (half_step, BLUE, "half the way to the next level")):
-        counts = torch.histogram(values.clamp(edges[0], edges[-1]), edges).hist
+        counts = torch.histogram(values, edges).hist
         axes.stairs((100 * counts / len(values)).numpy(), edges.numpy(), fill=True, color=colour,
                     alpha=0.6, label=label)  # fmt: skip
         axes.axvline(values.median(), color=colour, linewidth=1.5, linestyle="--")

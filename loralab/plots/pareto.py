@@ -30,7 +30,7 @@ COSTS = {
 }
 
 NEAR = 0.035  # of the axes: points so close share their label's line
-ACROSS = 0.1  # of the axes: a label needs so much room beside its point
+CHARACTER = 0.009  # of the axes: about the width of one, in a label
 
 
 def front(points: Sequence[tuple[float, float] | Point]) -> list[int]:
@@ -59,7 +59,7 @@ def accuracy_by_cost(
     """
     figure, axes = plt.subplots(figsize=(8, 4.2))
     best = front(points)
-    if best:
+    if len(best) > 1:
         line = [points[index] for index in best]
         axes.step([p.cost for p in line], [p.accuracy for p in line], where="post", color=BLUE,
                   linewidth=1.6, zorder=1, label="Pareto front")  # fmt: skip
@@ -91,12 +91,11 @@ def accuracy_by_cost(
 
 
 def _label(axes: plt.Axes, points: Sequence[Point], limit: float | None) -> None:
-    """Each label beside its point, towards the middle and not across the limit's line; those of
+    """Each label beside its point, towards the middle but not across the limit's line; those of
     neighbours share a line."""
     axes.margins(x=0.18)
     axes.autoscale_view()  # else the places below are those of older limits
     to_axes = axes.transData + axes.transAxes.inverted()
-    edge = 2.0 if limit is None else to_axes.transform((limit, 0))[0]
     groups: list[tuple[float, float, list[str]]] = []
     named = [(*to_axes.transform((p.cost, p.accuracy)), p.label) for p in points if p.label]
     for x, y, label in sorted(named, key=lambda one: (-one[1], one[0])):
@@ -106,10 +105,14 @@ def _label(axes: plt.Axes, points: Sequence[Point], limit: float | None) -> None
                 break
         else:
             groups.append((x, y, [label]))
+    edge = None if limit is None else to_axes.transform((limit, 0))[0]
     for x, y, labels in groups:
-        left = x > 0.6 or 0 <= edge - x < ACROSS < x
-        axes.annotate(" · ".join(labels), (x, y), (-9 if left else 9, 5), xycoords="axes fraction",
-                      textcoords="offset points", ha="right" if left else "left", fontsize=8,
+        text = " · ".join(labels)
+        left = x > 0.6
+        if edge is not None and 0 < (x - edge if left else edge - x) < 0.03 + CHARACTER * len(text):
+            left = not left
+        axes.annotate(text, (x, y), (-9 if left else 9, 5), xycoords="axes fraction",
+                      textcoords="offset points", ha="right" if left else "left", fontsize=9,
                       parse_math=False)  # fmt: skip
 
 
