@@ -355,9 +355,10 @@ print(f"peak of a step: formula {estimate.total / 1e6:.0f}, simulated on a GPU "
 print(f"  weights and adapters {base_held / 1e6:.0f}, activations by the formula "
       f"{kept / 1e6:.0f}; left: {rest / 1e6:.0f} MB "
       f"= {rest / tile:.1f} tiles of the loss")
+print("the course's run", memory.trained_on_gpu("QLoRA"))
 
 # %% [markdown]
-# What is *held* is predicted to the byte. The *peak* is not, and here is why. It comes when the loss is taken: gradients do not exist yet, all activations do. TRL never builds all logits; it works through tiles of tokens × 32,768 words. The formula counts one tile, as a GPU holds it; `memory.simulate`, which runs this very step on tensors without data, agrees with it (both add 17 MB of workspaces that only a GPU has). On a CPU each operation on a tile makes a new array, and eight or nine of them are alive at once.
+# What is *held* is predicted to the byte. The *peak* is not, and here is why. It comes when the loss is taken: gradients do not exist yet, all activations do. TRL never builds all logits; it works through tiles of tokens × 32,768 words. The formula counts one tile, as a GPU holds it; `memory.simulate`, which runs this very step on tensors without data, agrees with it (both add 17 MB of workspaces that only a GPU has; an H200 takes 67, and computes in bf16). On a CPU each operation on a tile makes a new array, and eight or nine of them are alive at once.
 #
 # On a GPU the measured number is `torch.cuda.max_memory_allocated`; on a CPU every tensor is followed from its making to its end. `nvidia-smi` would show more than either: reserved memory and the CUDA context.
 #

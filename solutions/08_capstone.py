@@ -253,6 +253,7 @@ for part, size in cost.components.items():
         print(f"  {memory.LABELS[part]:30} {size / memory.GiB:6.3f} GiB")
 held = sum(run.held_bytes.values()) / memory.GiB
 print(f"held after a step: predicted {cost.static / memory.GiB:.3f}, counted {held:.3f} GiB")
+print("nearest run", memory.nearest(cost))
 
 # %% [markdown]
 # Three things differ from the yardstick: your batches are padded to *their* longest question, not to 56 tokens; a CPU keeps more copies of the loss's tile than a GPU (chapter 05, section 6), and only a GPU has cuBLAS workspaces; on a GPU the step computes in 16 bits. Which of them matter for your run, and in which direction?

@@ -15,7 +15,7 @@ from loralab.memory.architectures import (
     describe,
 )
 from loralab.memory.formula import estimate
-from loralab.memory.gpu_runs import GpuRun, gpu_rows, gpu_runs, nearest
+from loralab.memory.gpu_runs import GpuRun, gpu_rows, gpu_runs, nearest, trained_on_gpu
 from loralab.memory.held import lora_sizes, nf4_bytes, optimizer_bytes
 from loralab.memory.published import (
     fully_stated_runs,
@@ -42,5 +42,5 @@ __all__ = [
     "activation_bytes", "block_bytes_per_token", "build", "configuration", "describe", "dtype_of",
     "estimate", "fully_stated_runs", "gpu_rows", "gpu_runs", "lora_sizes", "measurements",
     "name_of", "nearest", "nf4_bytes", "on_card", "optimizer_bytes", "published", "reserved_range",
-    "settings", "simulate", "targeted",
+    "settings", "simulate", "targeted", "trained_on_gpu",
 ]  # fmt: skip

@@ -88,6 +88,18 @@ def nearest(predicted: Estimate) -> GpuRun | None:
                         if name in theirs and name in here and theirs[name] != here[name]})
 
 
+def trained_on_gpu(name: str) -> str:
+    """What the run of that name in `recorded_runs.GRID` took on a GPU, or that it was not run."""
+    for line in (FOLDER / "training.jsonl").read_text("utf-8").splitlines():
+        record = json.loads(line)
+        if record["given"].get("run") == name and record["status"] == "ok":
+            found = record["measured"]
+            return (f"measured on an {record['environment']['gpu']}: "
+                    f"{found['peak_bytes'] / 1e6:.0f} MB at the peak of a step, "
+                    f"exact match {found['accuracy']:.2f}, {found['seconds']:.0f} s")
+    return "not measured on a GPU yet"
+
+
 def distance(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
     """How far apart two settings are, by `DOUBLED` and `OTHER`."""
     found = sum(weight for name, weight in OTHER.items() if one.get(name) != other.get(name))
