@@ -40,7 +40,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from loralab import capstone, hardware, measure, memory, plots, predictions, quiz, recorded_runs
+from loralab import capstone, memory, plots, predictions, quiz, recorded_runs
 from loralab import training
 from loralab.checks import ch08 as check
 

@@ -134,6 +134,19 @@ def test_a_real_step_with_a_gpus_functions_takes_what_is_simulated_for_one(
     assert predicted - measured["peak_allocated"] in beside(given, 2 * ROUNDED)
 
 
+def test_cudas_autocast_raises_to_a_power_in_fp32_and_the_cpus_does_not():
+    """GPT-2's activation function does: 1.2 GB in a measured run of gpt2-large."""
+    x = torch.ones(2, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16), kernels.seen_as_autocast(True):
+        assert torch.pow(x, 3).dtype == x.pow(3).dtype == (x**3).dtype == torch.bfloat16
+        with kernels.functions_of_a_gpu():
+            assert torch.pow(x, 3).dtype == x.pow(3).dtype == (x**3).dtype == torch.float32
+            assert (x * x).dtype == torch.bfloat16
+    with kernels.functions_of_a_gpu():
+        assert torch.pow(x, 3).dtype == torch.bfloat16
+    assert torch.pow(x, 3).dtype == torch.bfloat16 and "pow" not in vars(torch.Tensor)
+
+
 def test_names_of_the_last_step_live_on_in_the_next():
     """A plain loop's outputs are there while the next ones are made, and may make the peak."""
     given = {"model": TINY["llama"], "method": "lora", "checkpointing": False, "batch": 2,

@@ -131,12 +131,12 @@ def played(
     for time in range(STEPS):
         if time < 2:
             ledger.forget_peak()
-        for part in ("forward", "backward"):
+        for thread, part in enumerate(("forward", "backward"), 1):
             events = parts[part]
-            if time == 0:  # a handle of cuBLAS for each of the two threads, when it is first used
+            if time == 0:  # each of the two threads gets a handle of cuBLAS when it first needs one
                 first = _first_product(events)
                 trace.play(events[:first], ledger)
-                ledger.made(-len(part), workspaces // 2, "workspace")
+                ledger.made(-thread, workspaces // 2, "workspace")
                 events = events[first:]
             trace.play(events, ledger, time)
             if part == "forward" and time:  # a name lives until it gets its next value

@@ -113,8 +113,8 @@ def table(rows: list[Row]) -> str:
         f"{len(rows)} settings, drawn from all that can be chosen: {said}. Median "
         f"{errors[len(errors) // 2]:.2%}, largest {errors[-1]:.1%}. Made by "
         "`python -m tests.memory_grid`.", "",
-        "That is of what tensors take. The allocator's blocks can be larger: beside them the formula "
-        f"is off by {blocks[len(blocks) // 2]:.2%} in the median and {blocks[-1]:.1%} at most.", "",
+        "That is of what tensors take. The allocator's blocks can be larger: beside them the "
+        f"formula is off by {blocks[len(blocks) // 2]:.2%} in the median and {blocks[-1]:.1%} at most.", "",
         "The ten that are furthest apart:", "",
         "| error | simulated | settings |", "|---|---|---|",
     ]  # fmt: skip

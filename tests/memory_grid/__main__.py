@@ -1,4 +1,4 @@
-"""`python -m tests.memory_grid`: simulate the grid again and write it down, two minutes a hundred."""
+"""`python -m tests.memory_grid`: simulate the grid again and write it down, in ten minutes."""
 
 from __future__ import annotations
 

@@ -162,7 +162,8 @@ def prediction_lines(records: list[Record]) -> list[str]:
         f"{len(records)} runs of {', '.join(models)}: predicted against measured peak of "
         "allocated memory, and of what the allocator reserved.", "",
         *accuracy_table(records), "",
-        "*Exact*: to a millionth. The goal is 95 % of the runs within 1 % for the simulation, within 5 % for the formula.", "",
+        "*Exact*: to a millionth. The goal is 95 % of the runs within 1 % for the simulation, within "
+        "5 % for the formula.", "",
         "The simulation plays what a step makes and frees to a copy of PyTorch's caching allocator "
         "(`loralab/memory/allocator.py`). The allocator hands out a cached block that is up to "
         "1 MiB too large as it is, and counts the block: that is 120 MiB of a 13B model's weights "
