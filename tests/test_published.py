@@ -129,7 +129,8 @@ def test_what_the_readme_says():
     for name, by in (("simulation", "simulated"), ("formula", "formula")):
         mean, worst = compare.spread(RUNS, by)
         assert f"| {name} | {mean:.2%} | {worst:.2%} |".replace("%", " %") in section
-    assert f"{len(PREDICTABLE)} runs" in section and f"All {len(ROWS)} rows" in section
+    ours = f"{len(PREDICTABLE)} published runs and {len(memory.gpu_runs())} of our own"
+    assert ours in section and f"All {len(ROWS)} rows" in section
     assert f"The other {len(PREDICTABLE) - len(RUNS)} are" in section
     lora, four_bit = (
         [row for row in PREDICTABLE if (row["group"], row["method"]) == ("LitGPT", method)]
