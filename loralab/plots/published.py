@@ -23,8 +23,8 @@ def predicted_against_published(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Predicted against measured memory in GiB, and the error below, one marker for each row.
 
     `rows`: of `memory.measurements()`, `published()`, `fully_stated_runs()` or `gpu_rows()`; those
-    without a prediction are not drawn. The marker is the simulation, the dot in it the formula. Colour:
-    source; shape: what was measured; open: a setting is assumed. Where there is room, the rows of
+    without a prediction are not drawn. The marker is the simulation, the dot in it the formula.
+    Colour: source; shape: what was measured; open: a setting is assumed. Where there is room, the rows of
     chapter 01 have their id beside them. An error too large for the lower panel is written there.
     """
     rows = [row for row in rows if row["simulated"]]
@@ -45,13 +45,15 @@ def predicted_against_published(rows: Sequence[Mapping[str, Any]]) -> Figure:
     lower.axhline(0, color=GREY, linewidth=1, zorder=1)
     named = len([row for row in rows if row["group"] != "this course"]) < 30
     for row, (x, simulated, formula), off in zip(rows, points, errors):
-        _mark(upper, row, x, simulated, formula, (13, -9) if named else None)
+        aside = named and _aside(row, x, rows, points)
+        _mark(upper, row, x, simulated, formula,
+              (13 + 4 * aside, -9 + 6 * aside) if named else None)
         dot = 100 * (formula / x - 1)
         if off > limits[1]:
             lower.annotate(f"{off:+.0f} %", (x, limits[1] - 1.8), (9, 0), fontsize=9,
                            textcoords="offset points", va="center")  # fmt: skip
             off = dot = limits[1] - 1.8
-        _mark(lower, row, x, off, dot, (0, -15) if named else None)
+        _mark(lower, row, x, off, dot, (8 * aside, -15) if named else None)
     for axes in (upper, lower):
         axes.set_xscale("log", base=2)
         axes.set_xlim(ends)
@@ -73,6 +75,19 @@ def predicted_against_published(rows: Sequence[Mapping[str, Any]]) -> Figure:
 def _point(row: Mapping[str, Any]) -> tuple[float, float, float]:
     """Measured, simulated and by formula, in GiB."""
     return tuple(row[key] / memory.GiB for key in ("bytes", "simulated", "formula"))
+
+
+def _aside(row: Mapping[str, Any], x: float, rows: Sequence[Mapping[str, Any]],
+           points: Sequence[tuple[float, float, float]]) -> int:  # fmt: skip
+    """1 or -1 if another row with a name is so close on the left or right that their names would
+    meet, otherwise 0."""
+    error = row["simulated"] / row["bytes"]
+    for other, (at, *_) in zip(rows, points):
+        named = row.get("chapter") and other.get("chapter")
+        level = abs(other["simulated"] / other["bytes"] - error) < 0.03
+        if named and level and at != x and 0.87 < at / x < 1.15:
+            return 1 if x > at else -1
+    return 0
 
 
 def _series(row: Mapping[str, Any]) -> str:
