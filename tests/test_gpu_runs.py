@@ -50,3 +50,11 @@ def test_distance_is_none_between_equals_and_counts_both_ways():
 def test_a_run_that_was_not_measured_says_so():
     assert memory.trained_on_gpu("QLoRA").startswith("measured on an NVIDIA H200: 362 MB")
     assert memory.trained_on_gpu("full fine-tuning") == "not measured on a GPU yet"
+
+
+def test_what_is_simulated_lies_in_the_range_that_is_shown():
+    """Full fine-tuning of a 7B model reserves less than 1.02 times what it allocates."""
+    found = memory.simulate("llama-2-7b", "full")
+    low, high = found.reserved_range
+    assert found.total < found.reserved < 1.02 * found.total
+    assert low == found.reserved and high == round(1.25 * found.total)

@@ -36,8 +36,6 @@ class GpuRun:
     reserved: int
     simulated: int
     formula: int
-    simulated_reserved: int
-    tokens_per_second: float
     gpu: str
     differs: Mapping[str, tuple[Any, Any]]
 
@@ -125,8 +123,6 @@ def _run(record: Mapping[str, Any], differs: Mapping[str, tuple[Any, Any]]) -> G
         reserved=measured["peak_reserved"],
         simulated=predicted["simulation"],
         formula=predicted["formula"],
-        simulated_reserved=predicted["reserved"],
-        tokens_per_second=measured["tokens_per_second"],
         gpu=record["environment"]["gpu"],
         differs=differs,
     )

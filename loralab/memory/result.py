@@ -71,8 +71,11 @@ class Estimate:
 
     @property
     def reserved_range(self) -> tuple[int, int]:
-        """From where to where the caching allocator's reserved memory has been seen."""
-        return round(RESERVED[0] * self.total), round(RESERVED[1] * self.total)
+        """From where to where the caching allocator's reserved memory has been seen, and what was
+        simulated."""
+        low, high = (round(share * self.total) for share in RESERVED)
+        simulated = self.reserved or low
+        return min(low, simulated), max(high, simulated)
 
     @property
     def device_range(self) -> tuple[int, int]:

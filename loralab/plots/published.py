@@ -25,7 +25,8 @@ def predicted_against_published(rows: Sequence[Mapping[str, Any]]) -> Figure:
     `rows`: of `memory.measurements()`, `published()`, `fully_stated_runs()` or `gpu_rows()`; those
     without a prediction are not drawn. The marker is the simulation, the dot in it the formula.
     Colour: source; shape: what was measured; open: a setting is assumed. Where there is room, the
-    rows of chapter 01 have their id beside them. An error too large for the lower panel is written there.
+    rows of chapter 01 have their id beside them. An error too large for the lower panel is written
+    there.
     """
     rows = [row for row in rows if row["simulated"]]
     figure, (upper, lower) = plt.subplots(
